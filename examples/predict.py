@@ -1,0 +1,78 @@
+"""Find tumours on your own images with a trained network.
+
+    python examples/predict.py runs/quick/best.npz slice.png --output out
+    python examples/predict.py runs/best/best.npz kaggle_3m/TCGA_CS_4941_19960909 --output out
+
+For each image, of any size, the folder receives NAME_mask.png (255 where the network sees tumour, else 0) and
+NAME_overlay.png (the same as a tint and an outline on the FLAIR channel), both as large as the image. The images
+are prepared as the checkpoint says that the training's were; those of one folder count as one patient's volume.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from minunet import cli
+from minunet.data.lgg import read_image, shown
+from minunet.errors import UserError
+from minunet.plots import display_image, overlay
+from minunet.prediction import Predictor, find_volumes, resize_probabilities, write_png
+
+
+def main(arguments: list[str]) -> None:
+    """Predict what the command line names."""
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a best.npz or last.npz of a run")
+    parser.add_argument("images", nargs="+", help="images (TIFF, PNG, JPEG), or folders of images")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="where the masks go; nothing there is overwritten"
+    )
+    parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="tumour is what is more probable (0.5)")
+    parser.add_argument(
+        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
+    )
+    parser.add_argument("--flip-average", action="store_true", help="predict the mirror image as well, and average")
+    cli.add_device_argument(parser)
+    options = parser.parse_args(arguments)
+
+    # Whatever can be wrong with the input is found before anything is written.
+    device, output = cli.announce_device(options.device), Path(options.output)
+    volumes = find_volumes(options.images)
+    predictor = Predictor.load(options.checkpoint, weights=options.weights, device=device)
+    channels = predictor.net.config["out_channels"]
+    check_results(volumes, output, channels)
+    prepared = [predictor.read(files) for files in volumes]
+
+    output.mkdir(parents=True, exist_ok=True)
+    for files, images in zip(volumes, prepared, strict=True):
+        volume = predictor.probabilities(images, flip_average=options.flip_average)
+        for file, probabilities in zip(files, volume, strict=True):
+            image = read_image(file)
+            masks = resize_probabilities(probabilities, *image.shape[:2]) > options.threshold
+            for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
+                mask = masks[..., k]
+                write_png(mask_path, 255 * mask.astype("uint8"))
+                write_png(overlay_path, overlay(display_image(image), mask))
+                print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
+
+
+def results(file: Path, output: Path, channels: int) -> list[tuple[Path, Path]]:
+    """Where mask and overlay of an image go, for each of the network's output channels (numbered, if several)."""
+    numbers = [""] if channels == 1 else [str(k + 1) for k in range(channels)]
+    return [(output / f"{file.stem}_mask{n}.png", output / f"{file.stem}_overlay{n}.png") for n in numbers]
+
+
+def check_results(volumes: list[list[Path]], output: Path, channels: int) -> None:
+    """Raise UserError if two images would have one result, or a result is there already: it may be somebody's work."""
+    owners: dict[Path, Path] = {}
+    for file in (file for files in volumes for file in files):
+        for path in (path for pair in results(file, output, channels) for path in pair):
+            if path in owners:
+                raise UserError(f"{shown(file)}: named like {shown(owners[path])}, predict them into two folders")
+            if path.exists():
+                raise UserError(f"{shown(path)}: is there already, choose another folder as --output")
+            owners[path] = file
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,211 @@
+"""Train a U-Net to find brain tumours on MR slices, and say honestly how well it does.
+
+    python examples/train_lgg.py                                  on synthetic patients, minutes on a laptop
+    python examples/train_lgg.py --data kaggle_3m --preset small  on LGG-MRI, on a laptop
+    python examples/train_lgg.py --data kaggle_3m --preset best   on LGG-MRI, on a GPU
+    python examples/train_lgg.py --resume runs/small              go on with a run that was stopped
+
+Everything a run computes lies in its folder when it ends: config.json, history.csv, metrics.json, four pictures,
+and the checkpoints best.npz and last.npz, which examples/predict.py takes.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from minunet import UNet, cli, training
+from minunet.backend import to_device
+from minunet.checkpoint import environment, load_net
+from minunet.data import lgg, phantom
+from minunet.data.augment import PRESETS as AUGMENTATIONS
+from minunet.data.slices import SliceSet
+from minunet.data.splits import split_by_patient, split_by_slice
+from minunet.durable import json_text, write_text
+from minunet.errors import UserError
+from minunet.layers import map_arrays
+from minunet.presets import PRESETS, Preset
+from minunet.report import write_curves, write_samples, write_test
+from minunet.summary import summary
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    device = cli.announce_device(options.device)
+    preset = choose_preset(options, device)
+    train, validation, test = read_data(options, preset)
+    print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
+
+    net = UNet(**preset.model, seed=options.seed)
+    size = summary(net, preset.image_size, preset.image_size)
+    print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
+    preprocessing = {"image_size": preset.image_size, "normalization": preset.normalization.to_dict()}
+    with cli.run_folder(options.output, resume=options.resume is not None) as folder, cli.StopRequest() as stop:
+        if options.resume is None:
+            parts = {"train": train, "validation": validation, "test": test}
+            patients = {name: part.patient_names() for name, part in parts.items()}
+            settings = {"options": settings_of(options), "model": net.config, "training": asdict(preset.training)}
+            config = {**settings, "preprocessing": preprocessing, "patients": patients, "environment": environment()}
+            write_text(folder / "config.json", json_text(config))
+            write_samples(folder, train, preset.training, preset.normalization)
+        progress = training.fit(
+            map_arrays(net, lambda array: to_device(array, device)),
+            train,
+            validation,
+            preset.training,
+            normalization=preset.normalization,
+            folder=folder,
+            device=device,
+            resume=options.resume is not None,
+            metadata={"preprocessing": preprocessing},
+            should_stop=lambda: stop.requested,
+            progress_bar=not options.quiet,
+        )
+        if not progress.finished:
+            print(f"stopped in epoch {progress.epoch + 1}; go on with: {sys.argv[0]} --resume {folder}")
+        stop.exit_if_requested()
+
+        write_curves(folder, progress.history, progress.best_epoch)
+        checkpoint = folder / f"{preset.keep}.npz"
+        kept, _ = load_net(checkpoint)
+        probabilities = training.predict_slices(
+            map_arrays(kept, lambda array: to_device(array, device)),
+            test,
+            preset.normalization,
+            device=device,
+            flip_average=preset.flip_average,
+        )
+        print(
+            write_test(
+                folder, test, probabilities, preset.normalization, checkpoint=checkpoint.name, split=options.split
+            )
+        )
+        print(
+            f"everything lies in {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
+        )
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; with --resume those that the run was started with, from its config.json."""
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="the folder kaggle_3m, or your own in its layout; left out: synthetic patients")
+    add("--preset", choices=sorted(PRESETS), help="the recipe; left out: quick, or small with --data")
+    add("--output", metavar="DIR", help="the run's folder; left out: runs/<preset>, or the next free name")
+    add("--resume", metavar="DIR", help="go on with the run in this folder, with its settings")
+    add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
+    add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
+    add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
+    add("--epochs", type=cli.positive_int)
+    add("--batch-size", type=cli.positive_int)
+    add("--image-size", type=cli.image_size, help="pixels")
+    add("--learning-rate", type=cli.positive_float)
+    add("--seed", type=cli.seed, help="default 0")
+    add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
+    cli.add_device_argument(parser)
+    add("--quiet", action="store_true", help="no progress bar")
+    given = parser.parse_args(arguments)
+
+    options = argparse.Namespace(**vars(given))
+    if given.resume is not None:
+        if extra := [name for name in SETTINGS if getattr(given, name) is not None]:
+            raise UserError(
+                f"--{extra[0].replace('_', '-')}: not together with --resume, which takes the run's settings"
+            )
+        vars(options).update(read_settings(Path(given.resume) / "config.json"), output=given.resume)
+        return options
+    options.preset = given.preset or ("quick" if given.data is None else "small")
+    options.split = given.split or "patient"
+    options.fold = given.fold or 0
+    options.seed = given.seed or 0
+    options.allow_missing = bool(given.allow_missing)
+    options.output = given.output or cli.next_free_folder("runs", options.preset)
+    return options
+
+
+#: The options that decide what a run computes: stored in config.json, taken from there by --resume.
+SETTINGS = (
+    "data",
+    "preset",
+    "split",
+    "augment",
+    "fold",
+    "epochs",
+    "batch_size",
+    "image_size",
+    "learning_rate",
+    "seed",
+    "allow_missing",
+)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    return {**settings, "data": None if options.data is None else str(Path(options.data).resolve())}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["options"]
+        return {name: settings[name] for name in SETTINGS}
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, give --resume the folder of a run") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: no settings of a run ({type(error).__name__}), start a new run") from None
+
+
+def choose_preset(options: argparse.Namespace, device: str) -> Preset:
+    """The preset, with what the options change."""
+    preset = PRESETS[options.preset]
+    if preset.slow_without_gpu and device == "cpu":
+        print(
+            f"note: the preset {options.preset} is made for a GPU; on this CPU it takes days. --preset small does not."
+        )
+    changes: dict[str, Any] = {"seed": options.seed}
+    if options.epochs is not None:
+        share = preset.training.warmup_epochs / preset.training.epochs
+        changes.update(epochs=options.epochs, warmup_epochs=share * options.epochs)
+    if options.batch_size is not None:
+        changes["batch_size"] = options.batch_size
+    if options.learning_rate is not None:
+        changes["lr"] = options.learning_rate
+    if options.augment == "image-only":
+        changes["augment_masks"] = False
+    elif options.augment is not None:
+        changes["augmentation"] = AUGMENTATIONS[options.augment]
+    image_size = options.image_size or preset.image_size
+    multiple = 2 ** (len(preset.model["widths"]) - 1)
+    if image_size % multiple:
+        raise UserError(f"--image-size: {image_size} is not a multiple of {multiple}, choose one that is")
+    return replace(preset, image_size=image_size, training=replace(preset.training, **changes))
+
+
+def read_data(options: argparse.Namespace, preset: Preset) -> tuple[SliceSet, SliceSet, SliceSet]:
+    """The slices to train, validate and test on."""
+    if options.data is None:
+        print("data: no --data given, so synthetic patients are drawn (the phantom)")
+        slices = phantom.make(size=preset.image_size, seed=0)
+    else:
+        print(f"data: reading {options.data}", flush=True)
+        slices = lgg.read_folder(
+            options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
+        )
+        if slices.skipped:
+            print(f"data: {len(slices.skipped)} files without a partner are left out")
+    if options.split == "slice":
+        print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")
+        parts = split_by_slice(len(slices), options.seed)
+    else:
+        parts = split_by_patient(slices.patients, options.fold)
+    train, validation, test = (slices.subset(indices) for indices in parts)
+    return train, validation, test
+
+
+def describe(slices: SliceSet) -> str:
+    return f"{len(slices.patient_names())} patients ({len(slices)} slices)"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,100 @@
+"""From a set of slices to the batches of an epoch: which slices, in which order, prepared while the last step runs."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from minunet import rng
+from minunet.backend import Array, to_device
+from minunet.data.augment import Augmentation, augment
+from minunet.data.normalize import VolumeStatistics, apply
+from minunet.data.slices import SliceSet
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """What a training step takes."""
+
+    x: Array  # float32 (N, H, W, C), normalised, on the device
+    target: Array  # float32 (N, H, W, 1), 0 or 1, on the device
+    files: tuple[str, ...]  # where the N slices came from
+
+
+def epoch_order(slices: SliceSet, sampling: str, count: int | None, key: rng.Key) -> np.ndarray:
+    """The slices of one epoch: ``count`` indices (by default as many as there are slices), drawn by ``key``.
+
+    ``sampling="shuffle"`` takes each slice once, in random order, before it takes any again. "tumour" draws a
+    patient, each as likely as any other, and then one of its slices with a probability proportional to its
+    tumour area plus a floor, half of the patient's mean area: about every fifth draw is then an empty slice, so
+    that the network also learns what is no tumour. Patients with many slices or large tumours then do not rule the loss.
+
+    Raises ValueError for any other sampling.
+    """
+    generator = rng.generator(key._replace(stream=rng.SAMPLE))
+    count = len(slices) if count is None else count
+    if sampling == "shuffle":
+        passes = -(-count // len(slices))
+        return np.concatenate([generator.permutation(len(slices)) for _ in range(passes)])[:count]
+    if sampling != "tumour":
+        raise ValueError(f"sampling must be 'shuffle' or 'tumour', got {sampling!r}")
+    patient = slices.patient_indices()
+    patients = len(slices.patient_names())
+    area = slices.masks.sum(axis=(1, 2, 3), dtype=np.float64)
+    slices_of = np.bincount(patient)
+    area_of = np.bincount(patient, weights=area)
+    floor = np.maximum(0.5 * area_of / slices_of, 1.0)  # a patient without tumour: each slice alike
+    weight = area + floor[patient]
+    probability = weight / (np.bincount(patient, weights=weight)[patient] * patients)
+    return generator.choice(len(slices), size=count, p=probability)
+
+
+def prepare_batch(
+    slices: SliceSet,
+    statistics: VolumeStatistics,
+    indices: np.ndarray,
+    device: str,
+    *,
+    augmentation: Augmentation | None = None,
+    move_masks: bool = True,
+    key: rng.Key | None = None,
+) -> Batch:
+    """The slices at ``indices``, on ``device``, normalised by the ``statistics`` of their patients, augmented if asked.
+
+    ``statistics`` has one row a patient of ``slices``. An augmentation needs the key of the step.
+    """
+    x = apply(to_device(slices.images[indices], device), statistics.take(slices.patient_indices()[indices]))
+    target = to_device(slices.masks[indices].astype("float32"), device)
+    if augmentation is not None:
+        if key is None:
+            raise ValueError("key must be given with an augmentation: it names the draw")
+        x, target = augment(x, target, augmentation, key, move_masks=move_masks)
+    return Batch(x, target, tuple(slices.files[i] for i in indices))
+
+
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2
+) -> Generator[Result, None, None]:
+    """``function(item)`` for each item, in order, worked out by a thread up to ``ahead`` items early.
+
+    An exception of the function is raised where its result would have been.
+
+    >>> list(prefetch(lambda n: n * n, range(4)))
+    [0, 1, 4, 9]
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,149 @@
+"""Grey values to network inputs. A normalisation is kept with the model: predicting must do what training did.
+
+The grey values of an MR image have no unit. A scanner, a coil, a sequence give each volume a range of its
+own, so that 120 is tumour in one patient and healthy tissue in the next. ``kind="volume"`` therefore looks at
+the whole volume of a patient, each channel on its own: values outside the 10th to the 99th percentile are clipped (a
+few very bright pixels no longer set the scale), then the mean is subtracted and the result divided by the standard
+deviation. ``kind="scale"`` is the reference's plain x / 255.
+
+Both are one formula, ``(clip(x, low, high) - mean) / std``, with four numbers a channel. They are found once a
+patient, on the CPU (``Normalization.statistics``), and used on whichever device the batch is (``apply``).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minunet.backend import Array, array_module
+from minunet.data.slices import SliceSet
+
+
+class VolumeStatistics(NamedTuple):
+    """What ``apply`` needs to know of P volumes: four float64 arrays (P, C)."""
+
+    low: np.ndarray  # values below are clipped to it
+    high: np.ndarray  # values above are clipped to it
+    mean: np.ndarray  # of the clipped values
+    std: np.ndarray  # of the clipped values; 1 where they are all equal, so that they become 0 and not NaN
+
+    def take(self, volumes: np.ndarray) -> "VolumeStatistics":
+        """The rows ``volumes``: with ``slices.patient_indices()[batch]``, the statistics of a batch's images."""
+        return VolumeStatistics(*(values[volumes] for values in self))
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How grey values become network inputs.
+
+    kind         "volume" (clip and z-score, by volume and channel) or "scale" (x / 255)
+    percentiles  of all pixels of the volume's channel, between which "volume" clips; in [0, 100], ascending
+
+    Raises ValueError for any other kind or percentiles.
+
+    >>> Normalization.from_dict(Normalization("scale").to_dict())
+    Normalization(kind='scale', percentiles=(10.0, 99.0))
+    """
+
+    kind: str = "volume"
+    percentiles: tuple[float, float] = (10.0, 99.0)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("scale", "volume"):
+            raise ValueError(f"kind must be 'scale' or 'volume', got {self.kind!r}")
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles must be two ascending numbers in [0, 100], got {self.percentiles!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON; ``from_dict`` is its inverse."""
+        return {"kind": self.kind, "percentiles": list(self.percentiles)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Normalization":
+        """The normalisation that ``to_dict`` wrote. Raises ValueError for anything else."""
+        if not isinstance(values, dict) or set(values) != {"kind", "percentiles"}:
+            raise ValueError(f"a normalisation must have kind and percentiles, got {values!r}")
+        try:
+            low, high = (float(value) for value in values["percentiles"])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"percentiles must be two ascending numbers in [0, 100], got {values['percentiles']!r}"
+            ) from None
+        return cls(kind=values["kind"], percentiles=(low, high))
+
+    def statistics(self, slices: SliceSet) -> VolumeStatistics:
+        """One row a patient, in the order of ``slices.patient_names()``."""
+        patient = slices.patient_indices()
+        volumes = [self.volume_statistics(slices.images[patient == p]) for p in range(len(slices.patient_names()))]
+        return VolumeStatistics(*(np.concatenate(rows) for rows in zip(*volumes, strict=True)))
+
+    def volume_statistics(self, images: np.ndarray) -> VolumeStatistics:
+        """The statistics of ``images``, uint8 (S, H, W, C), taken as one volume: one row.
+
+        This is also the way to predict loose images: those that are predicted together count as one volume.
+
+        Raises ValueError if there is no pixel or the dtype is another.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+            raise ValueError(
+                f"images must be uint8 (S, H, W, C) with S, H, W, C >= 1, got {images.dtype} {images.shape}"
+            )
+        channels = images.shape[3]
+        if self.kind == "scale":
+            row = np.ones((1, channels))
+            return VolumeStatistics(low=0 * row, high=255 * row, mean=0 * row, std=255 * row)
+        return VolumeStatistics(
+            *np.array([_clipped_moments(_histogram(images[..., c]), self.percentiles) for c in range(channels)]).T[
+                :, None, :
+            ]
+        )
+
+
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """How often each of the 256 grey values occurs, image by image, so that the copy bincount makes stays small."""
+    return sum(np.bincount(image.ravel(), minlength=256) for image in values)  # type: ignore[return-value]
+
+
+def _clipped_moments(counts: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
+    """low, high, mean, std from a histogram: with 256 values it says all that the pixels say, and exactly."""
+    low, high = (_percentile(counts, q) for q in percentiles)
+    if low == high:
+        return low, high, low, 1.0
+    values = np.clip(np.arange(256), low, high)
+    mean = counts @ values / counts.sum()
+    variance = counts @ (values - mean) ** 2 / counts.sum()
+    return low, high, mean, np.sqrt(variance)
+
+
+def _percentile(counts: np.ndarray, q: float) -> float:
+    """The q-th percentile of the counted values, linear between two neighbours: np.percentile's definition."""
+    position = q / 100 * (counts.sum() - 1)
+    below = int(position)
+    # The value at place k of the sorted pixels is the first whose cumulative count exceeds k.
+    first, second = np.searchsorted(np.cumsum(counts), [below, min(below + 1, counts.sum() - 1)], side="right")
+    return float(first + (position - below) * (second - first))
+
+
+def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -> Array:
+    """``(clip(x, low, high) - mean) / std`` as a new array of ``dtype``, on the device of ``images``.
+
+    images      uint8 (N, H, W, C), NumPy or CuPy
+    statistics  NumPy, one row an image (N, C) or one row for all (1, C): ``VolumeStatistics.take`` makes them
+
+    Raises ValueError if the dtype or shapes do not fit.
+
+    >>> volume = np.array([0, 100, 200], np.uint8).reshape(1, 1, 3, 1)
+    >>> apply(volume, Normalization("volume", (0, 100)).volume_statistics(volume)).ravel()
+    array([-1.2247449,  0.       ,  1.2247449], dtype=float32)
+    """
+    xp = array_module(images)
+    if images.dtype != xp.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+    count, _, _, channels = images.shape
+    if statistics.low.shape not in ((count, channels), (1, channels)):
+        raise ValueError(
+            f"statistics must have shape {(count, channels)} or {(1, channels)}, got {statistics.low.shape}"
+        )
+    # Four small arrays travel to the device; (N, C) becomes (N, 1, 1, C), to be broadcast over the pixels.
+    low, high, mean, std = (xp.asarray(values[:, None, None, :].astype(dtype)) for values in statistics)
+    return (xp.clip(images.astype(dtype), low, high) - mean) / std

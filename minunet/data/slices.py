@@ -1,0 +1,93 @@
+"""The one container of data: image slices, their masks, and whose slices they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SliceSet:
+    """S slices of one size with their masks. A patient's slices stand together, from the lowest number to the highest.
+
+    Because of that order a patient is one block of rows, a 3-D volume: what a 3-D Dice or a normalisation
+    by volume needs is a slice of the arrays.
+
+    Raises ValueError if the shapes, dtypes or lengths do not fit together, a mask holds anything but 0 and 1, a
+    patient's slices are not contiguous or their numbers do not ascend.
+
+    >>> slices = SliceSet(
+    ...     images=np.zeros((3, 8, 8, 3), np.uint8),
+    ...     masks=np.zeros((3, 8, 8, 1), np.uint8),
+    ...     patients=("anna", "anna", "ben"),
+    ...     numbers=(9, 10, 1),
+    ...     files=("anna_9.tif", "anna_10.tif", "ben_1.tif"),
+    ... )
+    >>> len(slices), slices.patient_names()
+    (3, ('anna', 'ben'))
+    >>> slices.patient_indices()
+    array([0, 0, 1])
+    >>> slices.subset([1, 2]).files
+    ('anna_10.tif', 'ben_1.tif')
+    """
+
+    images: np.ndarray  # uint8 (S, H, W, 3): pre-contrast, FLAIR, post-contrast
+    masks: np.ndarray  # uint8 (S, H, W, 1): 1 where a human drew tumour, else 0
+    patients: tuple[str, ...]  # whose slice it is, one name a slice
+    numbers: tuple[int, ...]  # its place in the patient's volume
+    files: tuple[str, ...]  # the file it came from, so that an error can name it
+    skipped: tuple[str, ...] = ()  # files that the reader was allowed to leave out, because they had no partner
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
+            raise ValueError(f"images must be uint8 (S, H, W, 3), got {self.images.dtype} {self.images.shape}")
+        if self.masks.dtype != np.uint8 or self.masks.shape != (*self.images.shape[:3], 1):
+            expected = (*self.images.shape[:3], 1)
+            raise ValueError(f"masks must be uint8 {expected} here, got {self.masks.dtype} {self.masks.shape}")
+        if np.any(self.masks > 1):
+            raise ValueError(f"masks must hold 0 and 1 only, got {int(self.masks.max())}")
+        for field in ("patients", "numbers", "files"):
+            if len(getattr(self, field)) != count:
+                raise ValueError(f"{field} must have one entry a slice, {count}, got {len(getattr(self, field))}")
+        seen: set[str] = set()
+        for i, patient in enumerate(self.patients):
+            if i > 0 and patient == self.patients[i - 1]:
+                if self.numbers[i] <= self.numbers[i - 1]:
+                    found = f"{self.numbers[i]} after {self.numbers[i - 1]} in {patient!r}"
+                    raise ValueError(f"numbers must ascend within a patient, got {found}")
+            elif patient in seen:
+                raise ValueError(f"patients must be contiguous, got {patient!r} again at slice {i}")
+            seen.add(patient)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def patient_names(self) -> tuple[str, ...]:
+        """The patients' names, each once, in the order of their slices."""
+        return tuple(dict.fromkeys(self.patients))
+
+    def patient_indices(self) -> np.ndarray:
+        """For each slice the place of its patient in ``patient_names()``: int (S,)."""
+        place = {name: index for index, name in enumerate(self.patient_names())}
+        return np.array([place[name] for name in self.patients], dtype=np.intp)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "SliceSet":
+        """The slices at ``indices``, as a SliceSet with copied arrays.
+
+        Raises ValueError if the indices do not ascend or lie outside [0, S): in another order a patient's
+        slices would not be a volume any more.
+        """
+        index = np.asarray(indices, dtype=np.intp)
+        if index.ndim != 1 or np.any(np.diff(index) <= 0):
+            raise ValueError("indices must be one row of ascending integers, each at most once")
+        if index.size and (index[0] < 0 or index[-1] >= len(self)):
+            raise ValueError(f"indices must be in [0, {len(self)}), got {index[0]} to {index[-1]}")
+        return SliceSet(
+            images=self.images[index],
+            masks=self.masks[index],
+            patients=tuple(self.patients[i] for i in index),
+            numbers=tuple(self.numbers[i] for i in index),
+            files=tuple(self.files[i] for i in index),
+            skipped=self.skipped,
+        )

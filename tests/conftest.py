@@ -1,0 +1,28 @@
+"""Hypothesis profiles, and the implementations that the contract tests run over."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from tests.implementations import IMPLEMENTATIONS
+
+# Shapes and seeds are drawn by Hypothesis, values from the seed. CI draws the same examples each time.
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev"))
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda implementation: implementation.name, scope="module")
+def implementation(request):
+    """NumPy, the strict stand-in for CuPy, and CuPy where a GPU answers; ``import cupy`` gives the one in use."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=IMPLEMENTATIONS[1:], ids=lambda implementation: implementation.name)
+def device(request):
+    """What is not plain NumPy: the strict stand-in for CuPy, and CuPy where a GPU answers."""
+    with request.param.active():
+        yield request.param

@@ -1,0 +1,763 @@
+"""Checkpoints: what is saved comes back bit for bit, and nothing else is ever loaded."""
+
+import io
+import json
+import math
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minunet import AdamW, UNet, checkpoint
+from minunet.errors import Diverged, UserError
+from minunet.layers import map_arrays
+from minunet.optim import WeightEMA
+
+DTYPES = ["<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8"]
+SETTINGS = {"widths": (2, 3, 5), "up_kernel": 2, "conv_bias": False}
+
+
+def some_array(rng, shape, dtype):
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    bounds = np.iinfo(dtype)
+    return rng.integers(bounds.min, bounds.max, size=shape, dtype=dtype, endpoint=True)
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+
+
+def refused(path, *arguments, **options):
+    """The message of the UserError that loading ``path`` raises: one line that begins with the file's name."""
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path, *arguments, **options)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Round trip
+# ---------------------------------------------------------------------------------------------------------------------
+
+names = st.from_regex(r"[A-Za-z0-9_-]{1,8}([./][A-Za-z0-9_-]{1,8}){0,3}", fullmatch=True)
+shapes = st.lists(st.integers(0, 4), max_size=5).map(tuple)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(
+    st.dictionaries(names, st.tuples(shapes, st.sampled_from(DTYPES)), max_size=4),
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.integers(0, 2**32),
+)
+def test_round_trip(tmp_path_factory, specs, metadata, seed):
+    rng = np.random.default_rng(seed)
+    arrays = {name: some_array(rng, shape, dtype) for name, (shape, dtype) in specs.items()}
+    path = tmp_path_factory.mktemp("round") / "a.npz"
+    checkpoint.save(path, arrays, metadata)
+    found, found_metadata = checkpoint.load(path, expected=specs)
+    assert_same(found, arrays)
+    assert repr(found_metadata) == repr(metadata)  # repr: 0.0 is not -0.0, 1 is not True
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in found.values())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.float64(2.5),
+        np.array(7, "int16"),
+        np.zeros((0, 3)),
+        np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)),
+        np.arange(24.0).reshape(2, 3, 4)[::-1, :, ::2],
+        np.broadcast_to(np.float32(3.0), (2, 3)),
+        np.arange(5, dtype=">f4"),
+        np.array([-0.0, 5e-324, np.finfo("f8").max]),
+    ],
+    ids=["scalar", "0-d", "empty", "Fortran order", "strided", "broadcast", "big-endian", "extreme"],
+)
+def test_arrays_of_any_layout(tmp_path, array):
+    checkpoint.save(tmp_path / "a.npz", {"a": array}, {})
+    found = checkpoint.load(tmp_path / "a.npz")[0]["a"]
+    assert found.dtype == np.asarray(array).dtype.newbyteorder("<")
+    assert found.shape == np.shape(array)
+    assert np.array_equal(found, array)
+    assert np.array_equal(np.signbit(found), np.signbit(array))
+
+
+def test_numpy_opens_it_too(tmp_path):
+    arrays = {"parameters/a.weight": np.arange(6.0).reshape(2, 3), "b": np.array(1)}
+    checkpoint.save(tmp_path / "a.npz", arrays, {})
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
+        assert_same({name: archive[name] for name in arrays}, arrays)
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path):
+    for name in ("a.npz", "b.npz"):
+        checkpoint.save(tmp_path / name, {"w": np.arange(5.0)}, {"step": 3})
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_metadata_keeps_nan_and_infinity(tmp_path):
+    checkpoint.save(tmp_path / "a.npz", {}, {"best": -math.inf, "hd95": math.nan, "loss": np.float32(0.1)})
+    metadata = checkpoint.load(tmp_path / "a.npz")[1]
+    assert metadata["best"] == -math.inf
+    assert math.isnan(metadata["hd95"])
+    assert metadata["loss"] == float(np.float32(0.1))
+
+
+def test_large_members_use_zip64_and_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # as if 4 GiB were 100 bytes
+    arrays = {name: np.random.default_rng(0).normal(size=50) for name in "abcd"}
+    checkpoint.save(tmp_path / "a.npz", arrays, {"step": 3})
+    assert b"PK\x06\x07" in (tmp_path / "a.npz").read_bytes()[-98:]
+    assert_same(checkpoint.load(tmp_path / "a.npz")[0], arrays)
+
+
+@given(st.integers(0, 2**32))
+def test_sha256_of_arrays_sees_each_bit_name_shape_and_dtype(seed):
+    rng = np.random.default_rng(seed)
+    arrays = {"a": rng.normal(size=(2, 6)), "b": rng.normal(size=3).astype("f4")}
+    whole = checkpoint.sha256_of_arrays(arrays)
+    assert checkpoint.sha256_of_arrays({"b": arrays["b"], "a": np.asfortranarray(arrays["a"])}) == whole
+    flipped = arrays["a"].copy()
+    flipped.view(np.uint8).reshape(-1)[rng.integers(flipped.nbytes)] ^= 1 << rng.integers(8)
+    for change in (
+        {"a": flipped, "b": arrays["b"]},
+        {"a": arrays["a"].reshape(3, 4), "b": arrays["b"]},
+        {"a": arrays["a"].view("i8"), "b": arrays["b"]},
+        {"a": arrays["a"], "c": arrays["b"]},
+        {"a": arrays["a"]},
+    ):
+        assert checkpoint.sha256_of_arrays(change) != whole
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is not saved
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", "a//b", "/a", "a.", "ä", "a\n", "a" * 201, "a\\b"])
+def test_a_bad_name_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="an array name must be"):
+        checkpoint.save(tmp_path / "a.npz", {name: np.zeros(1)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["O", "?", "c8", "U3", "S3", "M8[s]", "V4", np.longdouble])
+def test_a_dtype_that_is_no_plain_number_is_refused(tmp_path, dtype):
+    with pytest.raises(ValueError, match="array 'a' must hold integers"):
+        checkpoint.save(tmp_path / "a.npz", {"a": np.zeros(2, dtype)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_values_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path, bad, dtype):
+    checkpoint.save(tmp_path / "a.npz", {"a": np.ones(3)}, {})
+    before = (tmp_path / "a.npz").read_bytes()
+    array = np.ones(5, dtype)
+    array[3:] = bad
+    with pytest.raises(ValueError, match="array 'a' must be finite, got 2 values"):
+        checkpoint.save(tmp_path / "a.npz", {"a": array}, {})
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npz", before)]
+
+
+def test_metadata_that_could_not_be_read_again_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="metadata must be at most 1048576 bytes"):
+        checkpoint.save(tmp_path / "a.npz", {}, {"history": "x" * 2**20})
+    with pytest.raises(ValueError, match="in JSON must be"):
+        checkpoint.save(tmp_path / "a.npz", {}, {"array": np.zeros(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_in_the_middle_of_a_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, {"a": np.ones(3)}, {"step": 1})
+    before = path.read_bytes()
+    write_array = np.lib.format.write_array
+
+    def write_half(file, array, **options):
+        write_array(file, array[: len(array) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", write_half)
+    with pytest.raises(UserError, match=r"a\.npz: cannot be written \(No space left on device\)"):
+        checkpoint.save(path, {"a": np.ones(300)}, {"step": 2})
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.npz", before)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damaged and hostile files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def small_checkpoint(path):
+    arrays = {"w": np.arange(6, dtype="f4").reshape(2, 3), "n": np.array(7)}
+    metadata = {"step": 3}
+    checkpoint.save(path, arrays, metadata)
+    return arrays, metadata
+
+
+def test_no_flipped_bit_loads_as_something_else(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays, metadata = small_checkpoint(path)
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    harmless = 0
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.integers(8)
+        path.write_bytes(bad)
+        try:
+            found, found_metadata = checkpoint.load(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017
+            continue
+        harmless += 1  # in a field of the ZIP that says nothing about the contents, such as a date
+        assert_same(found, arrays)
+        assert found_metadata == metadata
+    # Harmless are only flips in the ZIP's own 30 + 46 bytes for each member and in its end record.
+    assert harmless < 3 * (30 + 46) + 22
+
+
+def test_no_truncated_file_loads(tmp_path):
+    path = tmp_path / "a.npz"
+    small_checkpoint(path)
+    good = path.read_bytes()
+    for length in {*range(0, len(good), 7), *range(len(good) - 100, len(good))}:
+        path.write_bytes(good[:length])
+        refused(path)
+    path.write_bytes(good + b"\0")
+    assert "truncated" in refused(path)
+
+
+@given(st.integers(0, 2**32))
+def test_overwritten_stretches_load_as_nothing_else(tmp_path_factory, seed):
+    path = tmp_path_factory.mktemp("overwritten") / "a.npz"
+    arrays, metadata = small_checkpoint(path)
+    rng = np.random.default_rng(seed)
+    data = bytearray(path.read_bytes())
+    start = rng.integers(len(data))
+    stretch = rng.bytes(rng.integers(1, 64))
+    data[start : start + len(stretch)] = stretch
+    path.write_bytes(data)
+    try:
+        found, found_metadata = checkpoint.load(path)
+    except UserError:
+        return
+    assert_same(found, arrays)
+    assert found_metadata == metadata
+
+
+def npy(array, **options):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array), **options)
+    return file.getvalue()
+
+
+def npy_header(text):
+    text = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def contents(arrays=(), **changes):
+    """The bytes of metadata.json for ``arrays``, their sums right, changed by ``changes``."""
+    sums = {name: checkpoint._sha256(np.asarray(array)) for name, array in dict(arrays).items()}
+    whole = {"format": "minunet-checkpoint", "version": 1, "sha256": sums, "metadata": {}} | changes
+    return json.dumps(whole).encode()
+
+
+def forge(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def test_a_forged_file_that_keeps_the_rules_loads(tmp_path):
+    """So that the forgeries below are refused for what they change, and for nothing else."""
+    arrays = {"a": np.arange(3.0), "b": np.array(2)}
+    members = [("metadata.json", contents(arrays)), ("a.npy", npy(arrays["a"])), ("b.npy", npy(arrays["b"]))]
+    assert_same(checkpoint.load(forge(tmp_path / "a.npz", members))[0], arrays)
+
+
+A = np.arange(3.0)
+GOOD = ("a.npy", npy(A))
+FORGERIES = {
+    "no metadata": ([GOOD], "not a minunet checkpoint"),
+    "PyTorch": ([("archive/data.pkl", b"\x80\x02.")], "not a minunet checkpoint"),
+    "another format": ([("metadata.json", contents({"a": A}, format="x")), GOOD], "not a minunet checkpoint"),
+    "metadata is a list": ([("metadata.json", b"[]"), GOOD], "not a minunet checkpoint"),
+    "metadata is no JSON": ([("metadata.json", b"{"), GOOD], "damaged"),
+    "metadata is no UTF-8": ([("metadata.json", b'{"a": "\xff\xfe"}'), GOOD], "damaged"),
+    "deep JSON": ([("metadata.json", b"[" * 100_000), GOOD], "damaged"),
+    "newer": ([("metadata.json", contents({"a": A}, version=2)), GOOD], "written by a newer minunet.*update minunet"),
+    "version of 4000 digits": ([("metadata.json", contents(version=10**3999))], "written by a newer minunet"),
+    "version is text": ([("metadata.json", contents(version="1"))], "damaged"),
+    "version 0": ([("metadata.json", contents(version=0))], "damaged"),
+    "no sums": ([("metadata.json", contents(sha256=None))], "damaged"),
+    "no caller's metadata": ([("metadata.json", contents(metadata=[]))], "damaged"),
+    "array without sum": ([("metadata.json", contents()), GOOD], "its arrays are not those"),
+    "sum without array": ([("metadata.json", contents({"a": A, "b": A})), GOOD], "its arrays are not those"),
+    "other file within": ([("metadata.json", contents({"a": A})), GOOD, ("x.pkl", b"")], "its arrays are not those"),
+    "wrong sum": ([("metadata.json", contents({"a": A + 1})), GOOD], "does not have the recorded SHA-256"),
+    "sum is a number": ([("metadata.json", contents(sha256={"a": 1})), GOOD], "does not have the recorded SHA-256"),
+    "path that climbs": ([("metadata.json", contents({"../a": A})), ("../a.npy", npy(A))], "an array name must be"),
+    "NaN": ([("metadata.json", contents({"a": A * np.nan})), ("a.npy", npy(A * np.nan))], "holds NaN or infinite"),
+    "Fortran order": (
+        [("metadata.json", contents({"a": np.eye(2)})), ("a.npy", npy(np.asfortranarray(np.eye(2) * [1, 2])))],
+        "has no header",
+    ),
+    "big-endian": ([("metadata.json", contents({"a": A})), ("a.npy", npy(A.astype(">f8")))], "has no header"),
+    "npy version 2": ([("metadata.json", contents({"a": A})), ("a.npy", npy(A, version=(2, 0)))], "is no .npy array"),
+    "not npy": ([("metadata.json", contents({"a": A})), ("a.npy", b"hello")], "is no .npy array"),
+    "pickle in npy": (
+        [("metadata.json", contents({"a": A})), ("a.npy", npy(np.array([print]), allow_pickle=True))],
+        "has no header",
+    ),
+    "array too short": ([("metadata.json", contents({"a": A})), ("a.npy", npy(A)[:-1])], "is not as long as"),
+    "array too long": ([("metadata.json", contents({"a": A})), ("a.npy", npy(A) + b"\0")], "is not as long as"),
+    "code in the header": (
+        [("metadata.json", contents({"a": A})), ("a.npy", npy_header("__import__('os').abort()"))],
+        "has no header",
+    ),
+    "two of one name": ([("metadata.json", contents({"a": A})), GOOD, GOOD], "two of its members"),
+}
+
+
+@pytest.mark.parametrize("case", FORGERIES)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_forged_file_is_refused(tmp_path, case):
+    members, expected = FORGERIES[case]
+    path = forge(tmp_path / "a.npz", members)
+    message = refused(path)
+    with pytest.raises(UserError, match=expected):
+        raise UserError(message)
+    assert len(message) < 400 + len(str(path))
+
+
+def header_bomb(shape):
+    return npy_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+def many_members(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(20_000):
+            archive.writestr(f"{number:060d}", b"")
+
+
+BOMBS = {
+    "compressed": lambda path: forge(
+        path, [("metadata.json", contents({"a": A})), ("a.npy", bytes(2**27))], zipfile.ZIP_DEFLATED
+    ),
+    "header claims 8 TB": lambda path: forge(
+        path, [("metadata.json", contents({"a": A})), ("a.npy", header_bomb((10**6, 10**6)))]
+    ),
+    "header of zero bytes, too large for NumPy": lambda path: forge(
+        path, [("metadata.json", contents({"a": A})), ("a.npy", header_bomb((0, 10**14, 10**14)))]
+    ),
+    "header of 300 dimensions": lambda path: forge(
+        path, [("metadata.json", contents({"a": A})), ("a.npy", header_bomb((1,) * 300) + bytes(8))]
+    ),
+    "long header": lambda path: forge(
+        path, [("metadata.json", contents({"a": A})), ("a.npy", b"\x93NUMPY\x01\x00\xff\xff" + b" " * 2**16)]
+    ),
+    "long metadata": lambda path: forge(path, [("metadata.json", b"[" + b"[]," * 2**20 + b"[]]")]),
+    "metadata of empty lists": lambda path: forge(
+        path, [("metadata.json", contents({"a": A}, metadata={"a": [[]] * 300_000}).replace(b" ", b""))]
+    ),
+    "metadata of a long number": lambda path: forge(path, [("metadata.json", b"1" * (2**20 - 1))]),
+    "many members": many_members,
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_bomb_is_refused_in_less_than_50_mb(tmp_path, case):
+    path = tmp_path / "a.npz"
+    BOMBS[case](path)
+    tracemalloc.start()
+    try:
+        refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("field", [8, 20], ids=["encrypted", "two sizes"])
+def test_a_member_that_says_it_is_not_stored_plainly_is_refused(tmp_path, field):
+    path = tmp_path / "a.npz"
+    small_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + field] ^= 1  # flags, or compressed size, in the table of contents
+    path.write_bytes(data)
+    assert "member 'n.npy' is compressed or encrypted" in refused(path)
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    """Two entries of the table of contents that share the bytes of one member: a file larger inside than outside."""
+    path = tmp_path / "a.npz"
+    forge(path, [("metadata.json", contents({"a": A})), ("a.npy", npy(np.arange(1000.0)))])
+    data = path.read_bytes()
+    table = data.index(b"PK\x01\x02")
+    end = data.index(b"PK\x05\x06")
+    entry = data[data.rindex(b"PK\x01\x02") : end]
+    count, size = 3, end - table + len(entry)
+    record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, size, table, 0)
+    path.write_bytes(data[:end] + entry.replace(b"a.npy", b"b.npy") + record)
+    assert "overlap" in refused(path)
+
+
+def test_a_table_of_contents_elsewhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, {"a": A}, {})
+    data = bytearray(path.read_bytes())
+    locator = data.rindex(b"PK\x06\x07")
+    data[locator + 8] ^= 1
+    path.write_bytes(data)
+    assert "table of contents" in refused(path)
+    data[locator + 8] ^= 1
+    record = data.rindex(b"PK\x06\x06")
+    data[record + 40 : record + 48] = (2**30).to_bytes(8, "little")
+    path.write_bytes(data)
+    assert "table of contents" in refused(path)
+
+
+class _Trap:
+    def __reduce__(self):
+        return (os.mkdir, ("trapped",))
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.npz"
+    for protocol in (2, 3, 4, 5):
+        path.write_bytes(pickle.dumps(_Trap(), protocol))
+        assert "a pickle, which could run code" in refused(path)
+    forge(path, [("metadata.json", contents({"a": A})), ("a.npy", npy(np.array([_Trap()], object), allow_pickle=True))])
+    assert "has no header" in refused(path)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "an empty file"),
+        (b"hello, world" * 100, "not a minunet checkpoint (no .npz file)"),
+        (npy(A), "not a minunet checkpoint (no .npz file)"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(2000), "not a minunet checkpoint (no .npz file)"),
+        (b"PK\x03\x04", "truncated"),
+        (b"PK\x03\x04" + bytes(2000), "truncated"),
+    ],
+    ids=["empty", "text", "npy", "hdf5", "four bytes", "zeros"],
+)
+def test_another_file_is_refused(tmp_path, data, expected):
+    (tmp_path / "a.npz").write_bytes(data)
+    assert expected in refused(tmp_path / "a.npz")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    assert "no such file" in refused(tmp_path / "missing.npz")
+    assert "a folder" in refused(tmp_path)
+    os.mkfifo(tmp_path / "fifo.npz")
+    assert "not a regular file" in refused(tmp_path / "fifo.npz")
+    (tmp_path / "loop.npz").symlink_to("loop.npz")
+    assert "cannot be opened" in refused(tmp_path / "loop.npz")
+    assert "cannot be opened" in refused(tmp_path / "loop.npz" / "a.npz")
+    assert "cannot be opened" in refused("nul\0.npz")
+
+
+def test_an_array_that_was_not_expected_is_named_before_any_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, {"a": np.zeros((2, 3)), "b": np.zeros(4, "f4")}, {})
+    monkeypatch.setattr(checkpoint._Reader, "read", None)
+    same = {"a": ((2, 3), "f8"), "b": ((4,), "f4")}
+    expected = same | {"a": ((3, 2), "f8")}
+    assert "a is float64 (2, 3) in the file and float64 (3, 2) here)" in refused(path, expected=expected)
+    expected = same | {"b": ((4,), "f8")}
+    assert "b is float32 (4,) in the file and float64 (4,) here)" in refused(path, expected=expected)
+    assert "c is not in the file)" in refused(path, expected=same | {"c": ((), "f8")})
+    assert "b is only in the file)" in refused(path, expected={"a": same["a"]})
+    assert "c is not in the file; and 2 more arrays differ)" in refused(path, expected={"c": ((), "f8")})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The state of a training run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A network, its optimiser and its averaged weights, trained on gradients that are functions of the step."""
+
+    def __init__(self, move=lambda array: array, **changes):
+        self.move = move
+        self.net = map_arrays(UNet(**SETTINGS | changes), move)
+        self.optimizer = AdamW(self.net.parameters())
+        self.ema = WeightEMA(self.net.parameters() | self.net.buffers())
+
+    def train(self, steps):
+        for _ in range(steps):
+            rng = np.random.default_rng(self.optimizer.steps)
+            values = {n: self.move(rng.normal(size=p.shape).astype("f4")) for n, p in self.net.parameters().items()}
+            self.optimizer.step(values)
+            for buffer in self.net.buffers().values():
+                buffer[...] = buffer * 0.9 + self.move(rng.random(buffer.shape).astype("f4"))
+            self.ema.update(self.net.parameters() | self.net.buffers())
+        return self
+
+    def save(self, path, **metadata):
+        checkpoint.save_training(path, net=self.net, optimizer=self.optimizer, ema=self.ema, metadata=metadata)
+        return self
+
+    def load(self, path):
+        return checkpoint.load_training(path, self.net, self.optimizer, self.ema)
+
+    def state(self):
+        return checkpoint.sha256_of_arrays(
+            checkpoint._training_arrays(self.net, self.optimizer, self.ema)
+            | {"counts": np.array([self.optimizer.steps, self.ema.updates])}
+        )
+
+
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path):
+    path = tmp_path / "last.npz"
+    unbroken = Run().train(3).save(path, epoch=1).train(4)
+    resumed = Run(seed=0)
+    resumed.train(1)  # whatever was there before is replaced
+    metadata = resumed.load(path)
+    assert resumed.state() != unbroken.state()
+    assert resumed.train(4).state() == unbroken.state()
+    assert metadata["epoch"] == 1
+    assert metadata["optimizer"] == {"steps": 3}
+    assert metadata["ema"] == {"updates": 3}
+    assert checkpoint.differences(metadata["environment"], checkpoint.environment()) == []
+
+
+def test_without_an_average(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run().train(2)
+    checkpoint.save_training(path, net=run.net, optimizer=run.optimizer, metadata={})
+    other = Run()
+    metadata = checkpoint.load_training(path, other.net, other.optimizer)
+    assert metadata["ema"] is None
+    other.ema = run.ema
+    assert other.state() == run.state()
+    with pytest.raises(UserError, match=r"ema/down1.conv1.weight is not in the file; and \d+ more"):
+        Run().load(path)
+    Run().save(path)
+    with pytest.raises(UserError, match=r"ema/down1.conv1.weight is only in the file"):
+        checkpoint.load_training(path, other.net, other.optimizer)
+
+
+def test_the_arrays_have_their_names(tmp_path):
+    Run().train(1).save(tmp_path / "last.npz")
+    arrays, metadata = checkpoint.load(tmp_path / "last.npz")
+    groups = ["parameters/", "adamw/first_moment/", "adamw/second_moment/", "ema/"]
+    assert {f"{group}up1.up.weight" for group in groups} <= arrays.keys()
+    assert {"buffers/up1.norm2.running_var", "ema/up1.norm2.running_var"} <= arrays.keys()
+    assert not any(name.startswith("adamw/") and "running" in name for name in arrays)
+    assert metadata["model"] == UNet(**SETTINGS).config | {"widths": [2, 3, 5]}
+
+
+def test_training_resumes_on_the_device(tmp_path, device):
+    path = tmp_path / "last.npz"
+    unbroken = Run(device.put).train(2).save(path)
+    resumed = Run(device.put)
+    resumed.load(path)
+    assert resumed.state() == unbroken.state()
+    on_host = Run()
+    on_host.load(path)
+    assert on_host.state() == unbroken.state()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"widths": (2, 4, 5)}, r"holds another network \(widths was \[2, 3, 5\], is \[2, 4, 5\]\), use the settings"),
+        ({"dropout": 0.1}, r"dropout was 0\.3, is 0\.1"),
+        ({"dtype": "float64", "seed": 3}, r"seed was 0, is 3; dtype was 'float32', is 'float64'"),
+    ],
+)
+def test_a_checkpoint_of_another_network_changes_nothing(tmp_path, changes, expected):
+    Run().train(1).save(tmp_path / "last.npz")
+    other = Run(**changes).train(2)
+    before = other.state()
+    with pytest.raises(UserError, match=expected):
+        other.load(tmp_path / "last.npz")
+    assert other.state() == before
+
+
+def test_a_damaged_checkpoint_changes_nothing(tmp_path):
+    path = tmp_path / "last.npz"
+    Run().train(1).save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") - 1] ^= 1  # the last byte of the last array
+    path.write_bytes(data)
+    other = Run().train(2)
+    before = other.state()
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        other.load(path)
+    assert other.state() == before
+
+
+@pytest.mark.parametrize("steps", [-1, 2**63, 1.5, None, "3"])
+@pytest.mark.parametrize(("part", "entry"), [("optimizer", "steps"), ("ema", "updates")])
+def test_counts_that_are_none_are_refused(tmp_path, part, entry, steps):
+    run = Run()
+    counts = {"optimizer": {"steps": 1}, "ema": {"updates": 1}} | {part: {entry: steps}}
+    arrays = checkpoint._training_arrays(run.net, run.optimizer, run.ema)
+    checkpoint.save(tmp_path / "a.npz", arrays, {"model": run.net.config} | counts)
+    with pytest.raises(UserError, match=f"its metadata lacks the {part}'s {entry}"):
+        run.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("where", ["parameters", "buffers", "moments", "average"])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, where):
+    path = tmp_path / "last.npz"
+    run = Run().train(1).save(path)
+    before = path.read_bytes()
+    groups = {
+        "parameters": run.net.parameters(),
+        "buffers": run.net.buffers(),
+        "moments": run.optimizer.second_moment,
+        "average": run.ema.average,
+    }
+    name, array = list(groups[where].items())[3]
+    array[0] = np.nan
+    with pytest.raises(Diverged, match=rf"{name}: \d+ of {array.size} values are NaN or infinite"):
+        run.save(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("entry", ["model", "optimizer", "ema", "environment"])
+def test_metadata_cannot_replace_what_a_resume_needs(tmp_path, entry):
+    with pytest.raises(ValueError, match=f"must not have the entries .*{entry}"):
+        Run().save(tmp_path / "a.npz", **{entry: 1})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A network for prediction
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_comes_back_with_either_weights(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run().train(3).save(path, threshold=0.5)
+    raw = run.net.parameters() | run.net.buffers()
+    for weights, expected in {"auto": run.ema.average, "ema": run.ema.average, "raw": raw}.items():
+        net, metadata = checkpoint.load_net(path, weights)
+        assert net.config == run.net.config
+        assert_same(net.parameters() | net.buffers(), expected)
+        assert metadata["threshold"] == 0.5
+    with pytest.raises(ValueError, match="weights must be 'auto', 'ema' or 'raw', got 'best'"):
+        checkpoint.load_net(path, "best")
+
+
+def test_the_network_of_a_run_without_average(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run().train(3)
+    checkpoint.save_training(path, net=run.net, optimizer=run.optimizer, metadata={})
+    for weights in ("auto", "raw"):
+        net, _ = checkpoint.load_net(path, weights)
+        assert_same(net.parameters() | net.buffers(), run.net.parameters() | run.net.buffers())
+    with pytest.raises(UserError, match=r"last\.npz: holds no averaged weights \(EMA\), ask for the raw ones"):
+        checkpoint.load_net(path, "ema")
+
+
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    kernels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    conv_bias=st.booleans(),
+)
+def test_kernels_are_counted_as_the_network_has_them(widths, channels, kernels, conv_bias):
+    net = UNet(*channels, widths, up_kernel=kernels[0], head_kernel=kernels[1], conv_bias=conv_bias)
+    kernels = [array.size for name, array in net.parameters().items() if name.endswith("weight")]
+    assert checkpoint._kernel_values(net.config) == sum(kernels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"widths": [10**9, 10**9]},
+        {"widths": [1] * 100_000},
+        {"widths": []},
+        {"widths": ["a"]},
+        {"widths": [2.5]},
+        {"widths": None},
+        {"widths": [-(10**6), 10**6]},
+        {"in_channels": 10**12},
+        {"out_channels": 10**12},
+        {"up_kernel": 10**6},
+        {"head_kernel": 10**6},
+        {"dtype": "S1000000000"},
+        {"dtype": ["f4"]},
+        {"dropout": "high"},
+        {"dropout": math.nan},
+        {"seed": -1},
+        {"seed": "x"},
+        {"unknown": 1},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_hostile_settings_build_no_network(tmp_path, changes):
+    path = tmp_path / "a.npz"
+    net = UNet(**SETTINGS)
+    arrays = checkpoint._prefixed("parameters/", net.parameters()) | checkpoint._prefixed("buffers/", net.buffers())
+    checkpoint.save(path, arrays, {"model": net.config})
+    assert_same(checkpoint.load_net(path)[0].parameters(), net.parameters())
+    checkpoint.save(path, arrays, {"model": net.config | changes})
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"a\.npz: damaged checkpoint \(model: "):
+            checkpoint.load_net(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("model", [None, [], {}, {"widths": [2, 3, 5]}])
+def test_a_checkpoint_without_settings_builds_no_network(tmp_path, model):
+    checkpoint.save(tmp_path / "a.npz", {"parameters/a": A}, {"model": model})
+    with pytest.raises(UserError, match=r"a\.npz: damaged checkpoint \(model: "):
+        checkpoint.load_net(tmp_path / "a.npz")
+
+
+def test_arrays_that_do_not_fit_the_settings_are_refused(tmp_path):
+    net = UNet(**SETTINGS)
+    arrays = checkpoint._prefixed("parameters/", net.parameters())
+    checkpoint.save(tmp_path / "a.npz", arrays, {"model": net.config})
+    with pytest.raises(UserError, match=r"buffers/down1.norm1.running_mean is not in the file"):
+        checkpoint.load_net(tmp_path / "a.npz")
+
+
+def test_differences_name_what_changed_and_stay_short():
+    saved = {"numpy": "2.0.0", "python": "3.11", "gone": 1, "threads": {"OMP_NUM_THREADS": "2"}}
+    now = {"numpy": "2.1.0", "python": "3.11", "threads": {}, "new": (1, 2)}
+    assert checkpoint.differences(saved, now) == [
+        "numpy was '2.0.0', is '2.1.0'",
+        "threads was {'OMP_NUM_THREADS': '2'}, is {}",
+        "new was None, is [1, 2]",
+        "gone was 1, is None",
+    ]
+    assert checkpoint.differences(None, {"a": 1}) == ["a was None, is 1"]
+    assert all(len(line) < 200 for line in checkpoint.differences({"a": "x" * 10**6, "y" * 10**6: 1}, {"a": "z"}))

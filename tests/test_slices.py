@@ -1,0 +1,76 @@
+"""SliceSet: what it refuses, and what a subset is."""
+
+import numpy as np
+import pytest
+
+from minunet.data.slices import SliceSet
+
+
+def slice_set(**changes):
+    """Five slices of two patients, with values that differ everywhere."""
+    random = np.random.default_rng(0)
+    fields = {
+        "images": random.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8),
+        "masks": random.integers(0, 2, (5, 4, 6, 1), dtype=np.uint8),
+        "patients": ("anna", "anna", "anna", "ben", "ben"),
+        "numbers": (2, 9, 10, 1, 2),
+        "files": ("a2", "a9", "a10", "b1", "b2"),
+        "skipped": ("c",),
+    }
+    return SliceSet(**(fields | changes))
+
+
+def test_names_and_indices_of_patients():
+    slices = slice_set()
+    assert len(slices) == 5
+    assert slices.patient_names() == ("anna", "ben")
+    assert slices.patient_indices().tolist() == [0, 0, 0, 1, 1]
+
+
+def test_subset_takes_every_field_and_shares_no_memory():
+    slices = slice_set()
+    part = slices.subset([1, 2, 4])
+    np.testing.assert_array_equal(part.images, slices.images[[1, 2, 4]])
+    np.testing.assert_array_equal(part.masks, slices.masks[[1, 2, 4]])
+    assert part.patients == ("anna", "anna", "ben")
+    assert part.numbers == (9, 10, 2)
+    assert part.files == ("a9", "a10", "b2")
+    assert part.skipped == ("c",)
+    assert not np.shares_memory(part.images, slices.images)
+
+
+def test_an_empty_subset_is_a_slice_set():
+    part = slice_set().subset([])
+    assert len(part) == 0
+    assert part.patient_names() == ()
+
+
+@pytest.mark.parametrize("indices", [[1, 0], [1, 1], [-1, 0], [0, 5], [[0, 1]]])
+def test_subset_refuses_indices_that_do_not_ascend_within_range(indices):
+    with pytest.raises(ValueError, match="indices must be"):
+        slice_set().subset(indices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((5, 4, 6, 3), np.float32)}, "images must be uint8"),
+        ({"images": np.zeros((5, 4, 6, 1), np.uint8)}, "images must be uint8"),
+        ({"images": np.zeros((4, 6, 3), np.uint8)}, "images must be uint8"),
+        ({"masks": np.zeros((5, 4, 6, 1), bool)}, "masks must be uint8"),
+        ({"masks": np.zeros((5, 6, 4, 1), np.uint8)}, "masks must be uint8"),
+        ({"masks": np.full((5, 4, 6, 1), 255, np.uint8)}, "masks must hold 0 and 1 only, got 255"),
+        ({"patients": ("anna",) * 4}, "patients must have one entry a slice, 5, got 4"),
+        ({"numbers": (1, 2)}, "numbers must have one entry a slice"),
+        ({"files": ()}, "files must have one entry a slice"),
+        ({"numbers": (2, 10, 9, 1, 2)}, "numbers must ascend within a patient, got 9 after 10 in 'anna'"),
+        ({"numbers": (2, 9, 9, 1, 2)}, "numbers must ascend"),
+        (
+            {"patients": ("anna", "anna", "ben", "anna", "ben")},
+            "patients must be contiguous, got 'anna' again at slice 3",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        slice_set(**changes)
