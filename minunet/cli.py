@@ -89,7 +89,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
             with _handlers(_raise_terminated, signal.SIGTERM):
                 main(arguments)
         finally:
-            sys.stdout.flush()  # here, where a closed pipe is still caught
+            print(end="", flush=True)  # here, where a closed pipe is still caught
         return DONE
     except SystemExit as error:  # --help, StopRequest.exit_if_requested
         if not isinstance(error.code, int):
@@ -199,8 +199,9 @@ class StopRequest:
 
 
 def _write_error(text: bytes) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, text)
+    if sys.stderr is not None:  # closed, its number may belong to another file by now
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), text)
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:

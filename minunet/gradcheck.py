@@ -19,10 +19,10 @@ the two points, the result is the slope of neither side.
     L(x + ih) = L(x) + ih L'(x) - h^2 L''(x)/2 - i h^3 L'''(x)/6 + ...      so      Im L(x + ih) / h = L'(x) + O(h^2)
 
 Nothing is subtracted: the derivative stands alone in the imaginary part, in a floating-point number of its
-own. So ``h`` can be 1e-20. What remains of the higher derivatives, 1e-40 times one of them, is far below one rounding
-error, and the derivative comes out with all of its 16 digits. The price: every line of the forward pass must be right for
-complex numbers. It compares on ``.real``, and never calls ``abs`` or ``float``, nor casts the imaginary part away.
-As the real part does not move, no kink is crossed.
+own. So ``h`` can be 1e-20. What remains of the higher derivatives, 1e-40 times one of them, is far below one
+rounding error, and the derivative comes out with all of its 16 digits. As the real part does not move, no kink is
+crossed. The price: every line of the forward pass must be right for complex numbers. It compares on ``.real``, and
+never calls ``abs`` or ``float``, nor casts the imaginary part away.
 
 **The error** is one number for a whole call: the largest difference between backward pass and derivative, divided
 by the largest gradient, both taken over all inputs together. Together, because some true gradients are exactly zero
@@ -62,6 +62,9 @@ TOLERANCE = 1e-12
 #: Error that central differences leave even where the backward pass is right (see above).
 CENTRAL_TOLERANCE = 1e-6
 
+#: The name of a comparison along a random direction through all inputs.
+TOGETHER = "(together)"
+
 _DEFAULT_LOSS = SegmentationLoss()
 
 
@@ -69,8 +72,8 @@ _DEFAULT_LOSS = SegmentationLoss()
 class Comparison:
     """One derivative, found in two ways."""
 
-    name: str  # of the input
-    index: tuple[int, ...] | None  # of the element; None: along a random direction through the whole input
+    name: str  # of the input, or TOGETHER
+    index: tuple[int, ...] | None  # of the element; None: along a random direction
     analytic: float  # what the backward pass says
     numeric: float  # what the forward pass shows
 
@@ -151,7 +154,10 @@ def complex_step(
                ``inputs`` as complex128.
     inputs:    name -> array (any shape) or None for an argument that is left out.
     gradients: name -> d function / d input, of the shape of the input. Inputs that are not named are held fixed.
-    sampling:  ``exhaustive``, ``samples``, ``directions``, ``seed``: see ``_compare``.
+    sampling:  what is compared, by these numbers. Each number of an input that has at most ``exhaustive`` (64) of
+               them; of a larger input ``samples`` (8) numbers, which tell where a mistake is, and the slopes along
+               ``directions`` (2) random directions, to which all its numbers contribute. And the slopes along
+               ``together`` (1) random directions through all inputs at once. All is drawn by ``seed`` (0).
 
     Raises ValueError if a gradient has another shape than its input, or if the result is a real number.
 
@@ -161,11 +167,11 @@ def complex_step(
     """
     point = {name: _cast(x, np.complex128) for name, x in inputs.items()}
 
-    def derivative(name: str, direction: Array) -> float:
-        value = function(**{**point, name: point[name] + 1j * step * direction})
+    def derivative(direction: Mapping[str, Array]) -> float:
+        value = function(**{**point, **{name: point[name] + 1j * step * d for name, d in direction.items()}})
         if np.dtype(value.dtype).kind != "c":
             raise ValueError(
-                f"function must keep the imaginary part of {name}, got a {value.dtype} result: "
+                f"function must keep the imaginary part, got a {value.dtype} result: "
                 "look for abs, float(), norm or a cast in the forward pass"
             )
         return float(value.imag) / step
@@ -192,9 +198,9 @@ def central_difference(
     """
     point = {name: _cast(x, np.float64) for name, x in inputs.items()}
 
-    def derivative(name: str, direction: Array) -> float:
-        after = function(**{**point, name: point[name] + step * direction})
-        before = function(**{**point, name: point[name] - step * direction})
+    def derivative(direction: Mapping[str, Array]) -> float:
+        after = function(**{**point, **{name: point[name] + step * d for name, d in direction.items()}})
+        before = function(**{**point, **{name: point[name] - step * d for name, d in direction.items()}})
         return (float(after) - float(before)) / (2 * step)
 
     return _compare(derivative, inputs, gradients, title, "central difference", **sampling)
@@ -204,7 +210,7 @@ METHODS: dict[str, Callable[..., Report]] = {"complex": complex_step, "central":
 
 
 def _compare(
-    derivative: Callable[[str, Array], float],
+    derivative: Callable[[Mapping[str, Array]], float],
     inputs: Mapping[str, Array],
     gradients: Mapping[str, Array],
     title: str,
@@ -213,16 +219,23 @@ def _compare(
     exhaustive: int = 64,
     samples: int = 8,
     directions: int = 2,
+    together: int = 1,
     seed: int = 0,
 ) -> Report:
-    """Compare each gradient with ``derivative(name, direction)``, the slope along ``direction``.
+    """Compare ``gradients`` with ``derivative(direction)``, the slope along a direction: name -> array.
 
-    One number is the direction that is 1 there and 0 elsewhere. An input of at most ``exhaustive`` numbers is checked
-    in every one of them. A larger one is checked in ``samples`` numbers, which name the place of a mistake, and along
-    ``directions`` random unit vectors, each of which sees all of its numbers at once.
+    The slope in one number is that along the direction which is 1 there and 0 elsewhere.
     """
+    if not gradients:
+        raise ValueError("gradients must name at least one input, got none: nothing would be checked")
     rng = np.random.default_rng(seed)
     comparisons, largest = [], 0.0
+
+    def compare_along_random(name: str, parts: Mapping[str, Array]) -> None:
+        direction = _random_direction(parts, rng)
+        analytic = sum(float((gradients[part] * d).sum()) for part, d in direction.items())
+        comparisons.append(Comparison(name, None, analytic, derivative(direction)))
+
     for name, gradient in gradients.items():
         if name not in inputs or inputs[name] is None:
             raise ValueError(f"gradients must be of given inputs, got one of {name!r}")
@@ -231,23 +244,30 @@ def _compare(
         if gradient.shape != x.shape:
             raise ValueError(f"the gradient of {name} must have its shape {x.shape}, got {gradient.shape}")
         if x.size == 0:
-            continue
+            raise ValueError(f"{name} must hold at least one number, got shape {x.shape}: nothing would be checked")
         largest = float(np.max([largest, float(xp.abs(gradient).max())]))  # np.max keeps a NaN
         chosen = (
             range(x.size) if x.size <= exhaustive else sorted(rng.choice(x.size, min(samples, x.size), replace=False))
         )
         for flat in chosen:
             index = tuple(int(i) for i in np.unravel_index(flat, x.shape))
-            direction = xp.zeros(x.shape)
-            direction[index] = 1.0
-            comparisons.append(Comparison(name, index, float(gradient[index]), derivative(name, direction)))
+            one = xp.zeros(x.shape)
+            one[index] = 1.0
+            comparisons.append(Comparison(name, index, float(gradient[index]), derivative({name: one})))
         for _ in range(directions if x.size > exhaustive else 0):
-            normal = rng.standard_normal(x.shape)
-            direction = xp.asarray(normal / np.linalg.norm(normal))
-            comparisons.append(Comparison(name, None, float((gradient * direction).sum()), derivative(name, direction)))
+            compare_along_random(name, {name: x})
+    for _ in range(together):
+        compare_along_random(TOGETHER, {name: inputs[name] for name in gradients})
     if not comparisons:
-        raise ValueError("gradients must hold at least one number, got none: nothing would be checked")
+        raise ValueError("sampling must compare something, got zeros")
     return Report(title, method, largest, tuple(comparisons))
+
+
+def _random_direction(inputs: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+    """A random unit vector in the space of all ``inputs`` together, each part on the device of its input."""
+    parts = {name: rng.standard_normal(x.shape) for name, x in inputs.items()}
+    length = np.sqrt(sum((part**2).sum() for part in parts.values()))
+    return {name: array_module(inputs[name]).asarray(part / length) for name, part in parts.items()}
 
 
 def _cast(x: Array, dtype: type) -> Array:
@@ -276,7 +296,7 @@ def check_op(
     backward: ``backward(dy, cache)``, or ``backward(cache)`` for a loss; it returns one gradient, or a tuple of them
               in the order of ``inputs``. The gradient of an input that is None must be None.
     inputs:   the arguments to differentiate, by name. Arguments to hold fixed go into ``options``.
-    sampling: ``exhaustive``, ``samples``, ``directions`` of :func:`complex_step`.
+    sampling: those of :func:`complex_step`, in a dict.
     """
     _require_method(method)
     inputs = {name: _cast(x, np.float64) for name, x in inputs.items()}
@@ -436,7 +456,8 @@ def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
     def network(**config: Any) -> Callable[[str], Report]:
         net = UNet(widths=(2, 3, 4), dropout=0.3, **config)
         x, target = images(3, size=8), (images(net.config["out_channels"], size=8) > 0).astype("uint8")
-        return lambda method: check_net(net, x, target, key=key, method=method)
+        sampling = {"exhaustive": 4, "samples": 2, "directions": 1}
+        return lambda method: check_net(net, x, target, key=key, method=method, sampling=sampling)
 
     bias = rng.standard_normal(2)
     norm = {"x": images(3), "gamma": rng.standard_normal(3), "beta": rng.standard_normal(3)}

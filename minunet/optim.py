@@ -125,7 +125,7 @@ def clip_by_global_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[Ar
         raise ValueError(f"max_norm must be positive, got {max_norm}")
     wide = (g.astype(accumulation_dtype(g.dtype)) for g in grads.values())  # squares of float32 soon overflow
     norm = math.sqrt(sum((g * g).sum().item() for g in wide))
-    if not norm > max_norm:
+    if not max_norm < norm < math.inf:
         return dict(grads), norm
     return {name: g * (max_norm / norm) for name, g in grads.items()}, norm
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -40,13 +41,13 @@ def assert_same(found, expected):
 
 
 def refused(path, *arguments, **options):
-    """The message of the UserError that loading ``path`` raises: one line that begins with the file's name."""
+    """What the UserError that loading ``path`` raises says, in one line, after the file's name."""
     with pytest.raises(UserError) as caught:
         checkpoint.load(path, *arguments, **options)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
-    return message
+    return message.removeprefix(f"{path}: ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,9 +349,8 @@ def test_a_forged_file_is_refused(tmp_path, case):
     members, expected = FORGERIES[case]
     path = forge(tmp_path / "a.npz", members)
     message = refused(path)
-    with pytest.raises(UserError, match=expected):
-        raise UserError(message)
-    assert len(message) < 400 + len(str(path))
+    assert re.search(expected, message)
+    assert len(message) < 400
 
 
 def header_bomb(shape):
@@ -401,12 +401,12 @@ def test_a_bomb_is_refused_in_less_than_50_mb(tmp_path, case):
     assert peak < 50e6
 
 
-@pytest.mark.parametrize("field", [8, 20], ids=["encrypted", "two sizes"])
-def test_a_member_that_says_it_is_not_stored_plainly_is_refused(tmp_path, field):
+@pytest.mark.parametrize(("field", "bit"), [(8, 1), (10, 8), (20, 1)], ids=["encrypted", "deflated", "two sizes"])
+def test_a_member_that_says_it_is_not_stored_plainly_is_refused(tmp_path, field, bit):
     path = tmp_path / "a.npz"
     small_checkpoint(path)
     data = bytearray(path.read_bytes())
-    data[data.rindex(b"PK\x01\x02") + field] ^= 1  # flags, or compressed size, in the table of contents
+    data[data.rindex(b"PK\x01\x02") + field] ^= bit  # flags, method, compressed size in the table of contents
     path.write_bytes(data)
     assert "member 'n.npy' is compressed or encrypted" in refused(path)
 
@@ -422,7 +422,7 @@ def test_members_that_overlap_are_refused(tmp_path):
     count, size = 3, end - table + len(entry)
     record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, size, table, 0)
     path.write_bytes(data[:end] + entry.replace(b"a.npy", b"b.npy") + record)
-    assert "overlap" in refused(path)
+    assert "its members overlap" in refused(path)
 
 
 def test_a_table_of_contents_elsewhere_is_refused(tmp_path, monkeypatch):

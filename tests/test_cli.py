@@ -136,6 +136,22 @@ sys.exit(cli.run(main))
     assert finish(process) == (141, "")
 
 
+@POSIX
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 2, "error: No space left on device, put that right and try again\n"),
+    ],
+)
+def test_output_that_is_closed_or_full(redirection, code, errors):
+    script = "import sys; from minunet import cli; sys.exit(cli.run(print))"
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, script]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (code, errors)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``import minunet`` needs NumPy alone: what is heavy or optional is loaded by what uses it. And no import points upward."""
+"""``import minunet`` needs NumPy alone: what is heavy is loaded by what uses it. And no import points upward."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ def loaded_after(statement):
     "statement",
     [
         "import minunet",
-        "import minunet.ops, minunet.losses, minunet.layers, minunet.unet, minunet.optim, minunet.gradcheck, minunet.rng",
+        "import minunet.ops, minunet.losses, minunet.unet, minunet.optim, minunet.metrics, minunet.gradcheck",
     ],
 )
 def test_import_loads_numpy_alone(statement):
@@ -56,7 +56,8 @@ def imported_parts(path):
             parts |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
-            parts |= {f"{node.module}.{alias.name}" if node.module == "minunet" else str(node.module) for alias in node.names}
+            module = str(node.module)
+            parts |= {f"minunet.{alias.name}" for alias in node.names} if module == "minunet" else {module}
     return {part.split(".")[1] for part in parts if part.startswith("minunet.")}
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minunet import ops
 from minunet.blocks import DoubleConv, Down, Up
-from minunet.gradcheck import check_layer
+from minunet.gradcheck import TOGETHER, check_layer
 from minunet.initializers import glorot_uniform, he_normal
 from minunet.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays, prefixed
 from minunet.rng import DROPOUT, Key
@@ -22,7 +22,7 @@ def images(channels, seed=0, size=4, dtype="float64"):
 
 
 def randomise(layer, seed=0):
-    """Give every array of a float64 copy of ``layer`` random values: a bias of zeros or a gamma of ones hides mistakes."""
+    """A float64 copy of ``layer`` whose arrays are all random: a bias of zeros or a gamma of ones hides mistakes."""
     rng = np.random.default_rng(seed)
     return map_arrays(layer, lambda a: rng.uniform(0.5, 1.5, a.shape) * rng.choice([-1, 1], a.shape))
 
@@ -53,10 +53,10 @@ def test_gradients(layer, options, seed):
     layer = randomise(layer, seed)
     if "running_var" in layer.buffers():
         layer.running_var = np.abs(layer.running_var)
-    sampling = {"exhaustive": 8, "samples": 4, "directions": 2}
+    sampling = {"exhaustive": 3, "samples": 2, "directions": 1}
     report = check_layer(layer, images(3, seed), seed, sampling=sampling, **options)
     assert report.ok(1e-12), str(report)
-    assert {comparison.name for comparison in report.comparisons} == {"x", *layer.parameters()}
+    assert {comparison.name for comparison in report.comparisons} == {"x", TOGETHER, *layer.parameters()}
 
 
 @layers
@@ -232,13 +232,13 @@ def test_the_same_generator_gives_the_same_weights(rule, seed, dtype):
 def test_map_arrays_copies_the_whole_and_leaves_the_original():
     net = UNet(3, 1, (2, 3, 4), seed=1)
     before = {name: a.copy() for name, a in {**net.parameters(), **net.buffers()}.items()}
-    twin = map_arrays(net, lambda a: a.astype("float64") + 1)
+    twin = map_arrays(net, lambda a: a.astype("float64") + 1.0)
     for arrays, twins in ((net.parameters(), twin.parameters()), (net.buffers(), twin.buffers())):
         assert list(arrays) == list(twins)
         for name, array in arrays.items():
             assert np.array_equal(array, before[name])
             assert twins[name].dtype == np.float64
-            assert np.array_equal(twins[name], array + 1.0)
+            assert np.array_equal(twins[name], array.astype("float64") + 1.0)
             assert not np.shares_memory(twins[name], array)
 
 

@@ -215,7 +215,7 @@ def test_refuses_a_smooth_that_is_not_positive(forward, smooth):
 
 @pytest.mark.parametrize("forward", [dice_loss_forward, segmentation_loss_forward])
 def test_refuses_another_scope(forward):
-    with pytest.raises(ValueError, match="^over must be 'batch' or 'image', got 'pixel'"):
+    with pytest.raises(ValueError, match=r"^over must be 'batch' or 'image', got 'pixel'"):
         forward(images([0.5]), images([0]), over="pixel")
 
 

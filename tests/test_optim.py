@@ -119,7 +119,7 @@ def test_step_refuses_other_names_and_changes_nothing():
     optimizer = AdamW(theta)
     missing = {name: g for name, g in arrays(1).items() if name != "conv.bias"}
     for wrong in (missing, {**arrays(1), "head.weight": np.zeros(1)}):
-        with pytest.raises(ValueError, match="^grads must name every parameter, and no other"):
+        with pytest.raises(ValueError, match=r"^grads must name every parameter, and no other"):
             optimizer.step(wrong)
     assert optimizer.steps == 0
     assert all(np.array_equal(theta[name], before) for name, before in arrays(0).items())

@@ -226,9 +226,9 @@ def test_plot_per_patient_of_one_patient_has_no_interval(tmp_path, figures, inte
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["mean 0.250", "median 0.250"]
 
 
-def test_plot_per_patient_of_all_patients_is_readable(tmp_path, figures):
-    dice = np.random.default_rng(RNG_SEED).beta(6, 1.2, 110)
-    plots.plot_per_patient(tmp_path / "p.png", [f"TCGA_CS_{4900 + i}_19960909" for i in range(110)], dice)
+def test_plot_per_patient_of_many_patients_is_readable(tmp_path, figures):
+    dice = np.random.default_rng(RNG_SEED).beta(6, 1.2, 44)
+    plots.plot_per_patient(tmp_path / "p.png", [f"TCGA_CS_{4900 + i}_19960909" for i in range(44)], dice)
     assert_readable(figures[0])
 
 

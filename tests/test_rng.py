@@ -32,7 +32,7 @@ def test_this_philox_is_philox():
 
 @given(key=st.builds(Key, words, words, words, words, words), size=st.integers(0, 40))
 def test_random_uint16_is_philox_of_the_key(key, size):
-    """Block b (from 1: NumPy counts before it draws) has the counter (b, image, step, epoch) and the key (seed, stream)."""
+    """Block b, from 1, has the counter (b, image, step, epoch) and the key (seed, stream)."""
     lanes = []
     for block in range(1, size // 16 + 2):
         for word in philox_4x64_10([block, key.image, key.step, key.epoch], [key.seed, key.stream]):

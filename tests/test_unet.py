@@ -1,12 +1,14 @@
 """The whole network: wired as the figure, its gradient, its names, any image size."""
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minunet import ops
-from minunet.gradcheck import check_net
+from minunet.gradcheck import TOGETHER, check_net
 from minunet.layers import map_arrays
 from minunet.losses import SegmentationLoss
 from minunet.rng import DROPOUT, Key
@@ -115,23 +117,25 @@ def test_every_dropout_has_a_stream_of_its_own():
 def test_gradient_by_complex_step(config):
     net = build(**config)
     side = 2 * 2**net.depth
-    report = check_net(net, images(net, height=side, width=side), masks(net, height=side, width=side), key=KEY)
+    x, target = images(net, height=side, width=side), masks(net, height=side, width=side)
+    report = check_net(net, x, target, key=KEY, sampling={"exhaustive": 2, "samples": 1, "directions": 1})
     assert report.ok(1e-12), str(report)
-    assert {comparison.name for comparison in report.comparisons} == {"x", *net.parameters()}
+    assert {comparison.name for comparison in report.comparisons} == {"x", TOGETHER, *net.parameters()}
 
 
 def test_gradient_in_every_single_parameter():
-    net = build(widths=(1, 2, 2), out_channels=2)
-    x, target = images(net, height=8, width=8), masks(net, height=8, width=8)
+    net = build(widths=(1, 2), in_channels=1, out_channels=2)
+    x, target = images(net), masks(net)
     report = check_net(net, x, target, key=KEY, sampling={"exhaustive": 10**6})
     assert report.ok(1e-12), str(report)
-    assert len(report.comparisons) == x.size + sum(p.size for p in net.parameters().values())
+    assert len(report.comparisons) == x.size + sum(p.size for p in net.parameters().values()) + 1
 
 
 @pytest.mark.parametrize("up_kernel", [2, 3])
 def test_gradient_by_central_differences(up_kernel):
     net = build(up_kernel=up_kernel)
-    report = check_net(net, images(net), masks(net), key=KEY, method="central")
+    sampling = {"exhaustive": 2, "samples": 2, "directions": 1}
+    report = check_net(net, images(net), masks(net), key=KEY, method="central", sampling=sampling)
     assert report.ok(1e-6), str(report)
 
 
@@ -139,7 +143,7 @@ def test_gradient_by_central_differences(up_kernel):
 def test_gradient_at_random_weights(seed, over, bce_weight):
     net = build(seed)
     loss = SegmentationLoss(bce_weight=bce_weight, over=over)
-    sampling = {"exhaustive": 0, "samples": 1, "directions": 1}
+    sampling = {"exhaustive": 0, "samples": 0, "directions": 0, "together": 3}
     report = check_net(net, images(net, seed), masks(net, seed), loss, KEY._replace(seed=seed), seed, sampling=sampling)
     assert report.ok(1e-12), str(report)
 
@@ -243,17 +247,20 @@ def test_parameters_and_buffers_are_the_networks_own_arrays():
 
 
 def test_the_reference_network():
-    """The parameters of the Keras model of this shape, by its own count: 31,126,529 with 1 mask channel at 3x3."""
-    widths, total = (64, 128, 256, 512, 1024), 0
-    for c_in, c_out in [(3, 64), (64, 128), (128, 256), (256, 512), (512, 1024)]:
+    """The defaults are the reference system's; built with widths of a sixteenth, as it takes seconds to draw."""
+    defaults = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
+    assert defaults.pop("widths") == (64, 128, 256, 512, 1024)
+    total = 0
+    for c_in, c_out in [(3, 4), (4, 8), (8, 16), (16, 32), (32, 64)]:  # two convolutions and two batch norms each
         total += 9 * (c_in + c_out) * c_out + 2 * c_out + 4 * c_out
-    for c_in, c_out in [(1024, 512), (512, 256), (256, 128), (128, 64)]:
+    for c_in, c_out in [(64, 32), (32, 16), (16, 8), (8, 4)]:  # a transposed convolution, and the same on 2 c_out
         total += 9 * c_in * c_out + c_out + 9 * (2 * c_out + c_out) * c_out + 2 * c_out + 4 * c_out
-    total += 9 * 64 + 1
-    net = UNet()
-    assert net.config["widths"] == widths
+    total += 9 * 4 + 1
+    net = UNet(widths=(4, 8, 16, 32, 64))
     assert sum(p.size for p in net.parameters().values()) == total
     assert {p.dtype for p in net.parameters().values()} == {np.dtype("float32")}
+    assert net.config == {**defaults, "widths": (4, 8, 16, 32, 64)}
+    assert [defaults[name] for name in ("dropout", "up_kernel", "head_kernel", "conv_bias")] == [0.3, 3, 3, True]
 
 
 def test_the_seed_decides_the_weights():
@@ -350,7 +357,7 @@ def test_refuses_an_image(method, x, message):
 
 def test_training_with_dropout_needs_a_key():
     x = np.zeros((1, 4, 4, 3), "float32")
-    with pytest.raises(ValueError, match="^key must be given in training"):
+    with pytest.raises(ValueError, match=r"^key must be given in training"):
         UNet(widths=(2, 3)).forward(x, training=True)
     logits, _ = UNet(widths=(2, 3), dropout=0.0).forward(x, training=True)
     assert logits.shape == (1, 4, 4, 1)

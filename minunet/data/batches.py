@@ -31,7 +31,7 @@ def epoch_order(slices: SliceSet, sampling: str, count: int | None, key: rng.Key
     ``sampling="shuffle"`` takes each slice once, in random order, before it takes any again. "tumour" draws a
     patient, each as likely as any other, and then one of its slices with a probability proportional to its
     tumour area plus a floor, half of the patient's mean area: about every fifth draw is then an empty slice, so
-    that the network also learns what is no tumour. Patients with many slices or large tumours then do not rule the loss.
+    that the network also learns what is no tumour. So patients with many slices or large tumours do not rule.
 
     Raises ValueError for any other sampling.
     """

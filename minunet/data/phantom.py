@@ -304,8 +304,8 @@ def _paint_tumour(
     _paint(image, tumour, (before, flair, before + 0.02))
     image *= 1 + 0.10 * tumour * _smooth_noise(rng, shape, 20)
     if kind == "hollow":
-        core = _inside(level - rng.uniform(0.15, 0.3), 0.06)
-        _paint(image, tumour * core, (0.15, rng.uniform(0.12, 0.25), 0.16))
+        core = _inside(level - rng.uniform(0.25, 0.45), 0.06)
+        _paint(image, tumour * core, (0.18, rng.uniform(0.18, 0.30), 0.19))
     if rng.random() < 0.4:  # a ring takes up the contrast agent, here and there
         ring = np.exp(-(((level - 0.3) / 0.10) ** 2)) * _inside(_smooth_noise(rng, shape, 9), 0.2)
         _paint(image, tumour * ring, (before, flair, rng.uniform(0.6, 0.9)))

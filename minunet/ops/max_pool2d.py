@@ -64,5 +64,5 @@ def max_pool2d_backward(dy: Array, cache: MaxPool2dCache) -> Array:
     dx = xp.zeros((n, height * size, width * size, channels), dtype=dy.dtype)
     for u in range(size):
         for v in range(size):
-            dx[:, u::size, v::size] = dy * (winner == u * size + v)
+            dx[:, u::size, v::size] = xp.where(winner == u * size + v, dy, dy.dtype.type(0))
     return dx
