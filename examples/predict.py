@@ -31,7 +31,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
     )
-    parser.add_argument("--flip-average", action="store_true", help="predict the mirror image as well, and average")
     cli.add_device_argument(parser)
     options = parser.parse_args(arguments)
 
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     for files, images in zip(volumes, prepared, strict=True):
-        volume = predictor.probabilities(images, flip_average=options.flip_average)
+        volume = predictor.probabilities(images)
         for file, probabilities in zip(files, volume, strict=True):
             image = read_image(file)
             masks = resize_probabilities(probabilities, *image.shape[:2]) > options.threshold

@@ -41,7 +41,11 @@ def main(arguments: list[str]) -> None:
     net = UNet(**preset.model, seed=options.seed)
     size = summary(net, preset.image_size, preset.image_size)
     print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
-    preprocessing = {"image_size": preset.image_size, "normalization": preset.normalization.to_dict()}
+    preprocessing = {
+        "image_size": preset.image_size,
+        "normalization": preset.normalization.to_dict(),
+        "flip_average": preset.flip_average,
+    }
     with cli.run_folder(options.output, resume=options.resume is not None) as folder, cli.StopRequest() as stop:
         if options.resume is None:
             parts = {"train": train, "validation": validation, "test": test}

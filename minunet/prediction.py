@@ -43,6 +43,7 @@ class Predictor:
     net: UNet
     normalization: Normalization
     image_size: int  # pixels: the side of the square that every image is resized to
+    flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
     device: str = "cpu"
 
     @classmethod
@@ -57,9 +58,9 @@ class Predictor:
                 f"{shown(checkpoint)}: its network takes {net.config['in_channels']} channels, "
                 "give a checkpoint of a network for RGB images"
             )
-        normalization, image_size = _preprocessing(checkpoint, metadata)
+        normalization, image_size, flip_average = _preprocessing(checkpoint, metadata)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
-        return cls(net, normalization, image_size, device)
+        return cls(net, normalization, image_size, flip_average, device)
 
     def read(self, files: Sequence[Path]) -> np.ndarray:
         """The images of one volume at the network's size: uint8 (S, size, size, 3).
@@ -68,11 +69,8 @@ class Predictor:
         """
         return np.stack([read_image(file, self.image_size) for file in files])
 
-    def probabilities(self, images: np.ndarray, *, flip_average: bool = False) -> np.ndarray:
-        """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume.
-
-        ``flip_average`` predicts each image and its mirror image, and averages the two.
-        """
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume."""
         count = len(images)
         slices = SliceSet(
             images=images,
@@ -81,20 +79,22 @@ class Predictor:
             numbers=tuple(range(count)),
             files=("",) * count,
         )
-        return predict_slices(self.net, slices, self.normalization, device=self.device, flip_average=flip_average)
+        return predict_slices(self.net, slices, self.normalization, device=self.device, flip_average=self.flip_average)
 
 
-def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tuple[Normalization, int]:
-    """Normalisation and image size from a checkpoint's metadata["preprocessing"]."""
+def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tuple[Normalization, int, bool]:
+    """Normalisation, image size and flip average from a checkpoint's metadata["preprocessing"]."""
     found = metadata.get("preprocessing")
     try:
         # An entry that this code does not know would be a step of the preparation that it leaves out.
-        if not isinstance(found, dict) or set(found) != {"normalization", "image_size"}:
-            raise ValueError("must have normalization and image_size, and no more")
+        if not isinstance(found, dict) or set(found) != {"normalization", "image_size", "flip_average"}:
+            raise ValueError("must have normalization, image_size and flip_average, and no more")
         size = found["image_size"]
         if type(size) is not int or not 1 <= size <= 8192:
             raise ValueError(f"image_size must be a whole number from 1 to 8192, got {size!r}")
-        return Normalization.from_dict(found["normalization"]), size
+        if type(found["flip_average"]) is not bool:
+            raise ValueError(f"flip_average must be true or false, got {found['flip_average']!r}")
+        return Normalization.from_dict(found["normalization"]), size, found["flip_average"]
     except ValueError as error:
         raise UserError(
             f"{shown(checkpoint)}: does not say how to prepare images (preprocessing: {error}), "

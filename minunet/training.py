@@ -21,6 +21,7 @@ from minunet.data.augment import Augmentation
 from minunet.data.batches import Batch, epoch_order, prefetch, prepare_batch
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
+from minunet.divergence import first_non_finite
 from minunet.durable import write_text
 from minunet.errors import Diverged, UserError
 from minunet.layers import Arrays, map_arrays
@@ -64,12 +65,14 @@ def train_step(
 ) -> tuple[float, float]:
     """One step of training, which changes ``net``, ``optimizer`` and ``ema``. Returns the loss and the gradient's norm.
 
-    Raises Diverged, before anything is changed, if the loss or a gradient is NaN or infinite.
+    Raises Diverged, before anything is changed, if the loss or a gradient is NaN or infinite; the message says where
+    the step first met such a value.
     """
     value, grads, batch_stats = loss_and_grads(net, x, target, loss, key)
     grads, norm = clip_by_global_norm(grads, math.inf if clip_norm is None else clip_norm)
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise Diverged(f"the loss is {value} and the gradient's norm {norm}")
+        where = first_non_finite(net, x, target, loss, key)
+        raise Diverged(f"the loss is {value} and the norm of the gradient {norm}, {where}")
     optimizer.step(grads, lr)
     update_running_stats(net, batch_stats, batch_norm_momentum)
     if ema is not None:

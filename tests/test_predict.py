@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def checkpoint(data, tmp_path_factory):
         ),
         normalization=normalization,
         folder=folder,
-        metadata={"preprocessing": {"normalization": normalization.to_dict(), "image_size": SIZE}},
+        metadata={
+            "preprocessing": {"normalization": normalization.to_dict(), "image_size": SIZE, "flip_average": False}
+        },
         progress_bar=False,
     )
     return folder / "last.npz"
@@ -61,7 +64,7 @@ def checkpoint(data, tmp_path_factory):
 def save(path, net=None, **preprocessing):
     """An untrained checkpoint with this preprocessing."""
     net = net or UNet(widths=(2, 4), dropout=0.0)
-    metadata = {"preprocessing": preprocessing} if preprocessing else {}
+    metadata = {"preprocessing": {"flip_average": True, **preprocessing}} if preprocessing else {}
     save_training(path, net=net, optimizer=AdamW(net.parameters()), metadata=metadata)
     return path
 
@@ -108,7 +111,7 @@ def test_loose_images_of_any_size_and_format(predict, checkpoint, tmp_path):
             assert shown.mode == "RGB"
 
 
-def test_threshold_weights_and_mirror_image_change_the_result(predict, checkpoint, data, tmp_path):
+def test_threshold_and_weights_change_the_result(predict, checkpoint, data, tmp_path):
     def area(*flags):
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         assert predict(checkpoint, patient_folder(data), "--output", out, "--device", "cpu", *flags) == 0
@@ -117,7 +120,6 @@ def test_threshold_weights_and_mirror_image_change_the_result(predict, checkpoin
     plain = area()
     assert area("--weights", "ema") == plain  # auto: the file has averaged weights
     assert area("--weights", "raw") != plain
-    assert area("--flip-average") != plain
     low = area("--threshold", "0.1")
     assert all(more >= less for more, less in zip(low, plain, strict=True))
     assert low != plain
@@ -176,6 +178,7 @@ def files(tmp_path, checkpoint):
     save(tmp_path / "other_step.npz", normalization=scale, image_size=16, crop="head")
     save(tmp_path / "bad_size.npz", normalization=scale, image_size="16")
     save(tmp_path / "bad_kind.npz", normalization={**scale, "kind": "magic"}, image_size=16)
+    save(tmp_path / "bad_flip.npz", normalization=scale, image_size=16, flip_average=1)
     save(tmp_path / "plain.npz", normalization=scale, image_size=16)
     save(tmp_path / "grey.npz", UNet(in_channels=1, widths=(2,)), normalization=scale, image_size=16)
     (tmp_path / "trained.npz").write_bytes(checkpoint.read_bytes())
@@ -191,6 +194,7 @@ def files(tmp_path, checkpoint):
         (("other_step.npz", "good.png"), "other_step.npz: does not say how to prepare images"),
         (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
         (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
+        (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
         (("grey.npz", "good.png"), "grey.npz: its network takes 1 channels"),
         (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),
         (("trained.npz", "good.png", "none.png"), "none.png: no such file or folder"),
@@ -243,3 +247,12 @@ def test_the_script_runs_by_itself(files):
     assert done.stdout.startswith("out/good_mask.png: ")
     again = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
+
+
+def test_the_mirror_image_is_averaged_if_the_run_did(checkpoint, data):
+    predictor = Predictor.load(checkpoint)
+    images = predictor.read(sorted(patient_folder(data).glob("*[0-9].tif")))
+    plain, mirrored = predictor.probabilities(images), predictor.probabilities(images[:, :, ::-1].copy())
+    averaged = replace(predictor, flip_average=True).probabilities(images)
+    np.testing.assert_allclose(averaged, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-5)
+    assert not np.allclose(averaged, plain)

@@ -94,13 +94,31 @@ def test_steps_make_the_loss_small():
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("where", ["x", "weight"])
-def test_a_nan_stops_before_anything_is_changed(where):
-    net, (x, target) = tiny_net(), batch()
+def plant(value, where, net, x):
+    array = x if where == "images" else all_arrays(net)[where]
+    array[(0,) * array.ndim] = value
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "found"),
+    [
+        (np.nan, "images", "images of the batch"),
+        (np.inf, "images", "images of the batch"),
+        (np.nan, "down1.conv1.weight", "weights down1.conv1.weight"),
+        (np.inf, "up1.norm2.gamma", "weights up1.norm2.gamma"),
+        (1e308, "down1.conv1.weight", "activations at down1.norm1"),
+        (1e308, "bottleneck.conv2.weight", "activations at bottleneck.norm2"),
+        (1e308, "down1.norm2.gamma", "activations at bottleneck"),
+        (1e308, "head.weight", "logits"),
+    ],
+)
+def test_a_non_finite_value_stops_before_anything_is_changed_and_is_found(value, where, found):
+    net, (x, target) = tiny_net(widths=(3, 4), dropout=0.0), batch()
+    x *= 1e3
     optimizer = AdamW(net.parameters())
-    (x if where == "x" else net.parameters()["down1.conv1.weight"])[0, 0, 0, 0] = np.nan
+    plant(value, where, net, x)
     before = sha256_of_arrays(all_arrays(net) | optimizer.first_moment)
-    with pytest.raises(Diverged, match="loss is nan"):
+    with np.errstate(all="ignore"), pytest.raises(Diverged, match=f"first in the {found}"):
         train_step(net, optimizer, x, target, LOSS, KEY, lr=0.01)
     assert sha256_of_arrays(all_arrays(net) | optimizer.first_moment) == before
     assert optimizer.steps == 0
@@ -258,7 +276,7 @@ def test_divergence_names_the_place_and_the_files_and_keeps_the_last_checkpoint(
     config = replace(CONFIG, lr=1e30, clip_norm=None, warmup_epochs=0)
     with (
         np.errstate(all="ignore"),
-        pytest.raises(Diverged, match=r"epoch 1, step \d+: the loss is .*; the batch was ") as raised,
+        pytest.raises(Diverged, match=r"epoch 1, step \d+: the loss is .*, first in the .*; the batch was ") as raised,
     ):
         run(slices, tmp_path, config, net=net)
     assert any(file in str(raised.value) for file in train.files)
