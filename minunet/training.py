@@ -232,6 +232,7 @@ def fit(
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch), and UserError if there is nothing to resume or it belongs to another run.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     run = _Run(net, train, validation, config, normalization, Path(folder), device, dict(metadata or {}))
     if resume:
         run.resume()

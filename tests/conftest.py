@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.implementations import IMPLEMENTATIONS
 
@@ -11,6 +11,16 @@ from tests.implementations import IMPLEMENTATIONS
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
+# For tests.mutation and tests.defects: thousands of short runs, whose failures nobody reads in their smallest form.
+settings.register_profile(
+    "mutation",
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev"))
 
 

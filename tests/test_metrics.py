@@ -34,7 +34,7 @@ from minunet.metrics import (
     soft_iou,
     specificity,
 )
-from minunet.rng import Key, generator
+from minunet.rng import AUGMENT, DROPOUT, INITIALIZE, SAMPLE, Key, generator
 from tests import strict_cupy
 
 SCORES = [accuracy, precision, recall, specificity, iou, dice]
@@ -509,6 +509,17 @@ def test_the_same_key_gives_the_same_interval_and_another_key_another() -> None:
     values = patient_scores(3, 18)
     assert bootstrap_interval(values, key=Key(seed=5)) == bootstrap_interval(values, key=Key(seed=5))
     assert bootstrap_interval(values, key=Key(seed=5)) != bootstrap_interval(values, key=Key(seed=6))
+
+
+def test_the_interval_of_float32_values_is_computed_in_float64() -> None:
+    values = patient_scores(9, 50).astype(np.float32)
+    assert bootstrap_interval(values, key=Key(seed=0)) == bootstrap_interval(values.astype(float), key=Key(seed=0))
+
+
+def test_the_reports_bootstrap_draws_from_a_stream_that_training_does_not_use() -> None:
+    assert Key(seed=0, stream=3) == BOOTSTRAP_KEY
+    assert BOOTSTRAP_KEY.stream not in (INITIALIZE, SAMPLE, AUGMENT)
+    assert BOOTSTRAP_KEY.stream < DROPOUT
 
 
 def test_the_interval_moves_and_stretches_with_the_values() -> None:

@@ -179,7 +179,6 @@ def slices():
 
 def run(slices, folder, config=CONFIG, net=None, **options):
     train, validation = slices
-    folder.mkdir(exist_ok=True)
     net = net or tiny_net(dtype="float32")
     options = {"normalization": NORMALIZATION, "folder": folder, "progress_bar": False, **options}
     return training.fit(net, train, validation, config, **options)

@@ -89,6 +89,8 @@ def test_is_the_adjoint_of_the_strided_convolution(seed, stride, kernel, out):
         ({"padding": "valid"}, "^padding must be .*got 'valid'"),
         ({"padding": 5}, "^padding 5 crops away all of the 9 x 13 pixels"),
         ({"x": np.ones((1, 9, 1, 2)), "padding": 2}, "^padding 2 crops away all of the 19 x 3 pixels"),
+        ({"x": np.ones((1, 9, 1, 2)), "weight": np.ones((4, 4, 2, 1)), "padding": 2}, "^padding 2 .* 20 x 4 pixels"),
+        ({"x": np.ones((1, 1, 9, 2)), "weight": np.ones((4, 4, 2, 1)), "padding": 2}, "^padding 2 .* 4 x 20 pixels"),
     ],
 )
 def test_refuses(change, message):
