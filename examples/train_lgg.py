@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         "normalization": preset.normalization.to_dict(),
         "flip_average": preset.flip_average,
     }
-    with cli.run_folder(options.output, resume=options.resume is not None) as folder, cli.StopRequest() as stop:
+    with cli.run_folder(options.output, resume=options.resume is not None) as folder:
         if options.resume is None:
             parts = {"train": train, "validation": validation, "test": test}
             patients = {name: part.patient_names() for name, part in parts.items()}
@@ -54,19 +54,20 @@ def main(arguments: list[str]) -> None:
             config = {**settings, "preprocessing": preprocessing, "patients": patients, "environment": environment()}
             write_text(folder / "config.json", json_text(config))
             write_samples(folder, train, preset.training, preset.normalization)
-        progress = training.fit(
-            map_arrays(net, lambda array: to_device(array, device)),
-            train,
-            validation,
-            preset.training,
-            normalization=preset.normalization,
-            folder=folder,
-            device=device,
-            resume=options.resume is not None,
-            metadata={"preprocessing": preprocessing},
-            should_stop=lambda: stop.requested,
-            progress_bar=not options.quiet,
-        )
+        with cli.StopRequest() as stop:
+            progress = training.fit(
+                map_arrays(net, lambda array: to_device(array, device)),
+                train,
+                validation,
+                preset.training,
+                normalization=preset.normalization,
+                folder=folder,
+                device=device,
+                resume=options.resume is not None,
+                metadata={"preprocessing": preprocessing},
+                should_stop=lambda: stop.requested,
+                progress_bar=not options.quiet,
+            )
         if not progress.finished:
             print(f"stopped in epoch {progress.epoch + 1}; go on with: {sys.argv[0]} --resume {folder}")
         stop.exit_if_requested()

@@ -89,7 +89,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
             with _handlers(_raise_terminated, signal.SIGTERM):
                 main(arguments)
         finally:
-            print(end="", flush=True)  # here, where a closed pipe is still caught
+            _flush_output()  # here, where a closed pipe is still caught
         return DONE
     except SystemExit as error:  # --help, StopRequest.exit_if_requested
         if not isinstance(error.code, int):
@@ -100,7 +100,6 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
     except KeyboardInterrupt:
         return _say("stopped by Ctrl-C", _BY_SIGNAL + signal.SIGINT, debug)
     except BrokenPipeError:
-        _discard_output()
         return _BY_SIGNAL + _SIGPIPE
     except UserError as error:
         return _say(str(error), USER_ERROR, debug)
@@ -133,11 +132,14 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _discard_output() -> None:
-    """Send what is still to be printed nowhere: Python flushes at exit, and would complain about the pipe again."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+def _flush_output() -> None:
+    """Print what stdout still holds back; if that fails, drop it, since Python would try again at exit and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -282,9 +282,12 @@ class _Run:
         path = self.folder / "last.npz"
         found = load_training(path, self.net, self.optimizer, self.ema)
         for part in ("training", "data"):
-            if changed := differences(found[part], self.metadata[part]):
+            if changed := differences(found.get(part), self.metadata[part]):
                 raise UserError(f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings")
-        self.progress = Progress(**found["progress"])
+        try:
+            self.progress = Progress(**found["progress"])
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
 
     def train_epoch(self, should_stop: Callable[[], bool], progress_bar: bool) -> bool:
         """Take the steps of this epoch that are not done yet. False if ``should_stop`` said so before its end."""

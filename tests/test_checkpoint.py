@@ -295,11 +295,13 @@ def forge(path, members, compression=zipfile.ZIP_STORED):
 def test_a_forged_file_that_keeps_the_rules_loads(tmp_path):
     """So that the forgeries below are refused for what they change, and for nothing else."""
     arrays = {"a": np.arange(3.0), "b": np.array(2)}
-    members = [("metadata.json", contents(arrays)), ("a.npy", npy(arrays["a"])), ("b.npy", npy(arrays["b"]))]
+    a = npy_header(A_HEADER + " " * 100) + arrays["a"].tobytes()
+    members = [("metadata.json", contents(arrays)), ("a.npy", a), ("b.npy", npy(arrays["b"]))]
     assert_same(checkpoint.load(forge(tmp_path / "a.npz", members))[0], arrays)
 
 
 A = np.arange(3.0)
+A_HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
 GOOD = ("a.npy", npy(A))
 FORGERIES = {
     "no metadata": ([GOOD], "not a minunet checkpoint"),
@@ -338,6 +340,10 @@ FORGERIES = {
     "code in the header": (
         [("metadata.json", contents({"a": A})), ("a.npy", npy_header("__import__('os').abort()"))],
         "has no header",
+    ),
+    "long header": (
+        [("metadata.json", contents({"a": A})), ("a.npy", npy_header(A_HEADER + " " * 1024) + A.tobytes())],
+        "is no .npy array",
     ),
     "two of one name": ([("metadata.json", contents({"a": A})), GOOD, GOOD], "two of its members"),
 }

@@ -15,13 +15,14 @@ from minunet import backend, cli
 from minunet.durable import write_text
 from minunet.errors import Diverged, UserError
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks as POSIX has them")
 
 
 def start(script, *arguments):
     """A Python process that runs ``script``, its input and output in pipes."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], text=True, env=BUFFERED, **pipes)
 
 
 def wait_for(process, line):
@@ -153,7 +154,7 @@ sys.exit(cli.run(main))
 def test_output_that_is_closed_or_full(redirection, code, errors):
     script = "import sys; from minunet import cli; sys.exit(cli.run(print))"
     command = ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, script]
-    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=BUFFERED, timeout=60)
     assert (result.returncode, result.stderr) == (code, errors)
 
 
@@ -480,6 +481,12 @@ def test_a_run_that_wrote_while_this_one_took_the_lock_is_noticed(tmp_path, monk
         pass
 
 
+def test_the_lock_names_its_process_alone(tmp_path):
+    (tmp_path / ".lock").write_text("9" * 20)  # of a run that has ended
+    with cli.run_folder(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
 def test_the_lock_is_given_back_when_the_run_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), cli.run_folder(tmp_path):
         raise ZeroDivisionError
@@ -489,8 +496,8 @@ def test_the_lock_is_given_back_when_the_run_fails(tmp_path):
 
 def test_where_there_are_no_locks_runs_go_unlocked(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "fcntl", None)
-    with cli.run_folder(tmp_path), cli.run_folder(tmp_path):
-        pass
+    with cli.run_folder(tmp_path) as first, cli.run_folder(tmp_path) as second:
+        assert first == second == tmp_path
 
 
 @POSIX
@@ -499,8 +506,8 @@ def test_a_file_system_without_locks_lets_runs_go_unlocked(tmp_path, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(cli.fcntl, "flock", refuse)
-    with cli.run_folder(tmp_path), cli.run_folder(tmp_path):
-        pass
+    with cli.run_folder(tmp_path) as first, cli.run_folder(tmp_path) as second:
+        assert first == second == tmp_path
 
 
 def test_the_next_free_folder(tmp_path):
