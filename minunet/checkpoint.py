@@ -37,6 +37,8 @@ import numpy as np
 
 from minunet import __version__
 from minunet.backend import Array, array_module, to_numpy
+from minunet.bridge import from_torch_names as from_torch_names  # the way to PyTorch and back starts here too
+from minunet.bridge import to_torch_names as to_torch_names
 from minunet.durable import json_text, write_durably
 from minunet.errors import Diverged, UserError
 from minunet.layers import Arrays
