@@ -404,3 +404,12 @@ def test_command_fails_and_says_what_is_wrong(monkeypatch, capsys, wrong):
     assert ("WRONG" in printed) == (wrong is not None)
     assert ("cubes: error 5.0e-01" in printed) == (wrong is not None)
     assert ("all right" in printed) == (wrong is None)
+
+
+@pytest.mark.parametrize("distance", [3e-6, -3e-6, 3e-7])
+def test_central_differences_step_around_a_kink_nearby(distance):
+    x = np.full((1, 1, 1, 1), distance)
+    report = check_op(ops.relu_forward, ops.relu_backward, {"x": x}, method="central")
+    assert report.ok(1e-6), str(report)
+    (comparison,) = (c for c in report.comparisons if c.index is not None)
+    assert (comparison.numeric == 0) == (distance < 0)
