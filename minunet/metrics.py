@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet.backend import Array, array_module, to_numpy
-from minunet.rng import Key, generator
+from minunet.rng import BOOTSTRAP, Key, generator
 
-#: The default key of the bootstrap. Stream 3 keeps its numbers apart from those of training (minunet.rng).
-BOOTSTRAP_KEY = Key(seed=0, stream=3)
+#: The default key of the bootstrap.
+BOOTSTRAP_KEY = Key(seed=0, stream=BOOTSTRAP)
 
 # ------------------------------------------------------------------------------------------------- counts
 

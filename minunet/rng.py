@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 #: The streams of numbers that one seed feeds. Dropout layer ``k`` of a network uses ``DROPOUT + k``.
-INITIALIZE, SAMPLE, AUGMENT, DROPOUT = 0, 1, 2, 16
+INITIALIZE, SAMPLE, AUGMENT, PHANTOM, BOOTSTRAP, DROPOUT = 0, 1, 2, 3, 4, 16
 
 
 class Key(NamedTuple):
@@ -25,7 +25,7 @@ class Key(NamedTuple):
     seed: int
     epoch: int = 0
     step: int = 0  # steps done in the epoch
-    stream: int = 0  # which use of the numbers: INITIALIZE, SAMPLE, AUGMENT, DROPOUT + layer
+    stream: int = 0  # which use of the numbers: INITIALIZE, SAMPLE, ..., DROPOUT + layer
     image: int = 0  # place in the batch
 
 

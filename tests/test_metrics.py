@@ -34,7 +34,7 @@ from minunet.metrics import (
     soft_iou,
     specificity,
 )
-from minunet.rng import AUGMENT, DROPOUT, INITIALIZE, SAMPLE, Key, generator
+from minunet.rng import AUGMENT, BOOTSTRAP, DROPOUT, INITIALIZE, SAMPLE, Key, generator
 from tests import strict_cupy
 
 SCORES = [accuracy, precision, recall, specificity, iou, dice]
@@ -517,7 +517,7 @@ def test_the_interval_of_float32_values_is_computed_in_float64() -> None:
 
 
 def test_the_reports_bootstrap_draws_from_a_stream_that_training_does_not_use() -> None:
-    assert Key(seed=0, stream=3) == BOOTSTRAP_KEY
+    assert Key(seed=0, stream=BOOTSTRAP) == BOOTSTRAP_KEY
     assert BOOTSTRAP_KEY.stream not in (INITIALIZE, SAMPLE, AUGMENT)
     assert BOOTSTRAP_KEY.stream < DROPOUT
 
@@ -622,6 +622,7 @@ def test_three_equal_channels_with_smooth_100_are_one_with_a_third_of_it() -> No
 def test_sums_do_not_overflow_or_stall_in_the_dtype_of_the_arrays() -> None:
     ones = np.ones(70_000, np.float16)  # the largest float16 is 65504
     assert soft_dice(ones, ones.astype(np.uint8)) == 1
+    assert soft_dice(ones, ones) == 1
     target = np.zeros(70_000, np.uint8)
     target[:300] = 1  # 300 is above the largest uint8
     assert soft_iou(ones, target) == 400 / 70_100
@@ -637,8 +638,8 @@ def test_sums_do_not_overflow_or_stall_in_the_dtype_of_the_arrays() -> None:
             r"^target must lie in \[0, 1\], got values from 0 to 255 \(divide masks stored ",
         ),
         (
-            {"probabilities": np.array([-2.0, 0.5])},
-            r"^probabilities must lie in \[0, 1\], got values from -2 to 0.5 \(",
+            {"probabilities": np.array([-0.5, 0.5])},
+            r"^probabilities must lie in \[0, 1\], got values from -0.5 to 0.5 \(",
         ),
         (
             {"probabilities": np.array([0.5, 1.5])},
@@ -814,6 +815,19 @@ def test_the_report_is_json_and_repeats() -> None:
     assert evaluate_masks(probabilities.astype(np.float32), targets.astype(bool), PATIENTS) == report
     assert np.array_equal(probabilities, before[0])
     assert np.array_equal(targets, before[1])
+
+
+def test_the_report_holds_numbers_of_python_whatever_it_is_given() -> None:
+    report = evaluate_masks(*small_case(), PATIENTS, np.float32(0.5), slice_step=np.float32(2), reference_smooth=30)
+
+    def types(value: Any) -> set[type]:
+        if isinstance(value, dict):
+            return set().union(*(types(part) for part in value.values()))
+        return set().union(*(types(part) for part in value)) if isinstance(value, list) else {type(value)}
+
+    assert types(report) <= {int, float, str, type(None)}
+    assert [type(report[name]) for name in ("threshold", "slice_step")] == [float, float]
+    assert type(report["reference"]["smooth"]) is float
 
 
 def test_the_threshold_moves_all_but_the_references_own() -> None:

@@ -25,10 +25,7 @@ import numpy as np
 
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
-from minunet.rng import Key, generator
-
-#: The stream of random numbers that draws patients (beside those in ``minunet.rng``).
-PHANTOM = 3
+from minunet.rng import PHANTOM, Key, generator
 
 #: Grey values of the tissues, as shares of the brightest fat: pre-contrast, FLAIR, post-contrast.
 FAT = (1.00, 0.95, 1.00)
