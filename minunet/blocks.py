@@ -1,7 +1,8 @@
 """The rooms of the U: two convolutions in a row, the step down and the step up.
 
 Each backward is its forward read from the last line to the first. What a line put into the cache, the
-mirrored line takes out, under the same name.
+mirrored line takes out, under the same name. That name is the layer's: in forward ``conv1`` is what
+``self.conv1`` wants to remember, in backward it is the gradients of its arrays.
 """
 
 from typing import NamedTuple
@@ -51,8 +52,8 @@ class DoubleConv(Layer):
         x, relu2 = ops.relu_forward(x)
         return x, DoubleConvCache(conv1, norm1, relu1, conv2, norm2, relu2)
 
-    def backward(self, dx: Array, cache: DoubleConvCache) -> tuple[Array, Arrays]:
-        dx = ops.relu_backward(dx, cache.relu2)
+    def backward(self, dy: Array, cache: DoubleConvCache) -> tuple[Array, Arrays]:
+        dx = ops.relu_backward(dy, cache.relu2)
         dx, norm2 = self.norm2.backward(dx, cache.norm2)
         dx, conv2 = self.conv2.backward(dx, cache.conv2)
         dx = ops.relu_backward(dx, cache.relu1)
@@ -106,8 +107,8 @@ class Down(Layer):
         x, dropout = self.dropout.forward(x, key=key)
         return x, skip, DownCache(convs, pool, dropout)
 
-    def backward(self, dx: Array, dskip: Array, cache: DownCache) -> tuple[Array, Arrays]:
-        dx, _ = self.dropout.backward(dx, cache.dropout)
+    def backward(self, dy: Array, dskip: Array, cache: DownCache) -> tuple[Array, Arrays]:
+        dx, _ = self.dropout.backward(dy, cache.dropout)
         # The skip was used twice, by the pool and by the other side of the U: its gradient is the sum of both.
         dskip = dskip + ops.max_pool2d_backward(dx, cache.pool)
         return self.convs.backward(dskip, cache.convs)
@@ -161,9 +162,9 @@ class Up(Layer):
         x, convs = self.convs.forward(x, training=training)
         return x, UpCache(up, concat, dropout, convs)
 
-    def backward(self, dx: Array, cache: UpCache) -> tuple[Array, Array, Arrays]:
+    def backward(self, dy: Array, cache: UpCache) -> tuple[Array, Array, Arrays]:
         """Returns dx, dskip and the gradients of the block's arrays."""
-        dx, convs = self.convs.backward(dx, cache.convs)
+        dx, convs = self.convs.backward(dy, cache.convs)
         dx, _ = self.dropout.backward(dx, cache.dropout)
         dx, dskip = ops.concat_backward(dx, cache.concat)
         dx, up = self.up.backward(dx, cache.up)

@@ -2,7 +2,8 @@
 
 ``y, cache = layer.forward(x, ...)`` and ``dx, grads = layer.backward(dy, cache)``, where ``grads`` has the
 names of ``layer.parameters()``. A layer remembers nothing between the two: all that backward needs is in
-the cache. What has no arrays of its own (ReLU, max-pool, concat) is called as an op.
+the cache. What has no arrays of its own (ReLU, max-pool, concat) is called as an op; only dropout is a layer
+without any, for its number among the network's streams of random numbers.
 """
 
 import copy

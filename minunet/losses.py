@@ -5,7 +5,7 @@ of each pixel how sure it was, and has a useful gradient where there is no tumou
 usual choice for small structures.
 
 Derivations: docs/derivations/dice_loss.md and docs/derivations/bce_with_logits.md. Sources: Milletari, Navab
-& Ahmadi 2016, "V-Net", section 3 (soft Dice, here with the sums and not their squares, and smoothed);
+& Ahmadi 2016, "V-Net", section 3 (soft Dice, here smoothed, and with sum(p) + sum(t) where V-Net has sum(p^2) + sum(t^2));
 Goodfellow, Bengio & Courville 2016, "Deep learning", section 6.2.2.2 (cross entropy of logits).
 """
 
@@ -38,7 +38,7 @@ def dice_loss_forward(
     empty masks is ruled by the large one in the first, and by the empty ones in the second.
     ``target`` is in [0, 1], of any real dtype. Two empty masks have Dice 1, so loss 0.
 
-    Returns the loss, a 0-d array of the dtype of the probabilities, and the cache. Raises ValueError if shapes
+    Returns the loss, a scalar of the dtype of the probabilities, and the cache. Raises ValueError if shapes
     differ, if the target leaves [0, 1] (a mask left at 0 and 255), if smooth is not positive (0 / 0 on an empty
     mask) or if ``over`` is neither.
 
@@ -91,7 +91,7 @@ def bce_with_logits_forward(logits: Array, target: Array) -> tuple[Array, BceWit
 
     The right-hand side neither overflows nor takes the logarithm of 0. ``target`` is in [0, 1], of any real dtype.
 
-    Returns the loss, a 0-d array of the dtype of the logits, and the cache. Raises ValueError if shapes differ
+    Returns the loss, a scalar of the dtype of the logits, and the cache. Raises ValueError if shapes differ
     or if the target leaves [0, 1].
 
     >>> import numpy as np
@@ -137,7 +137,7 @@ def segmentation_loss_forward(
     """``dice_weight`` * Dice loss of sigmoid(``logits``) + ``bce_weight`` * cross entropy of ``logits``.
 
     ``logits`` and ``target`` are (N, H, W, C); ``smooth`` and ``over`` are those of :func:`dice_loss_forward`.
-    Returns the loss, a 0-d array of the dtype of the logits, and the cache.
+    Returns the loss, a scalar of the dtype of the logits, and the cache.
     Raises ValueError as the two losses do, and if a weight is negative.
     """
     for name, weight in (("dice_weight", dice_weight), ("bce_weight", bce_weight)):

@@ -26,7 +26,7 @@ from minunet.ops.conv2d import Conv2dCache
 
 
 class UNetCache(NamedTuple):
-    """What :meth:`UNet.backward` needs: the cache of each part, by level from 1."""
+    """What :meth:`UNet.backward` needs: the cache of each part; the lists begin with level 1."""
 
     downs: list[DownCache]
     bottleneck: DoubleConvCache
@@ -40,8 +40,9 @@ class UNet(Layer):
     ``widths`` are the channels of each level from the top, the last one those of the bottleneck: the depth,
     the number of times that the size is halved, is one less than their number. ``up_kernel`` (2 or 3) is the
     side of the transposed convolutions, ``head_kernel`` that of the last convolution. ``conv_bias=False``
-    leaves out the biases that a batch norm follows, which it would subtract again. Several output channels
-    are independent masks, each with its own sigmoid. The same ``seed`` gives the same weights.
+    leaves out the bias of every convolution that a batch norm follows: the batch norm would only subtract it again.
+    Several output channels are independent masks, each with its own sigmoid. The same ``seed`` gives the same
+    weights.
 
     Raises ValueError for a width, a kernel or a channel number below 1, or a dropout outside [0, 1).
 

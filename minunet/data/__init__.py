@@ -9,6 +9,7 @@ In reading order:
 5. ``normalize``  grey values to network inputs, by statistics that are kept with the model
 6. ``augment``    one random draw turns, zooms and flips an image and its mask alike
 7. ``batches``    which slices meet in a batch
+8. ``verify``     what is wrong with a data set, and what is unusual; ``manifest`` finds a changed file
 
 ``lgg`` needs Pillow and imports it when it reads or writes a file; the others need NumPy alone.
 """

@@ -3,22 +3,30 @@
     kaggle_3m/
         TCGA_CS_4941_19960909/              one folder a patient: the patient's name, and maybe _<date>
             TCGA_CS_4941_19960909_1.tif         image, 8-bit RGB: pre-contrast, FLAIR, post-contrast
-            TCGA_CS_4941_19960909_1_mask.tif    mask, one channel: 0 and 255, 0 and 1, or 1-bit
+            TCGA_CS_4941_19960909_1_mask.tif    mask, one channel: 0 and 255, 0 and 1, 0 and 65535, or 1-bit
             ...
             TCGA_CS_4941_19960909_10.tif        comes after 9, not after 1: numbers are sorted as numbers
 
 A folder of data is read once, before any training, and everything that is wrong in it is said at once, by file name.
 A file is not to be trusted: it may be cut short, be something else under the name of a picture, claim a size that
 fills the memory, or be a pipe that never ends. ``_open`` is the only door in.
+
+An image of 16 bits a channel is refused, and not scaled: a scanner fills 12 of the 16, or 10, or all, so that one file
+does not tell the scale, and Pillow would keep the upper 8 bits, in which 12-bit data have 16 grey values left.
 """
 
+import io
+import logging
+import math
 import os
 import re
 import stat
+import sys
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,10 +41,18 @@ if TYPE_CHECKING:
 
 #: No image above this many pixels is decoded: 8192 x 8192.
 MAX_PIXELS = 64 * 2**20
+#: No file above this many bytes is opened: more than any such image needs.
+MAX_BYTES = 4 * MAX_PIXELS
+#: So many bytes are read before the size of the image must be known: a list of a million strips is not read to its end.
+MAX_HEADER_BYTES = 2 * 2**20
 #: So many faults of a data set are spelled out; the others are counted.
 FAULTS_SHOWN = 20
 
+#: Files are decoded in so many threads.
+THREADS = min(4, os.cpu_count() or 1)
+
 _LAYOUT = "<patient>/<name>_<number>.tif with <name>_<number>_mask.tif beside it"
+NO_PAIRS = f"no pair of image and mask found; expected {_LAYOUT}"
 _FILE_NAME = re.compile(r"(?P<stem>.+?)_(?P<number>\d{1,9})(?P<mask>_mask)?\.tiff?", re.IGNORECASE | re.DOTALL)
 
 
@@ -58,12 +74,15 @@ class Listing(NamedTuple):
 
 
 def patient_id(folder_name: str) -> str:
-    """The patient in a folder's name: the name without a date of 8 digits at its end.
+    r"""The patient in a folder's name: the name without a date of 8 digits at its end.
 
-    >>> patient_id("TCGA_CS_4941_19960909"), patient_id("anna")
-    ('TCGA_CS_4941', 'anna')
+    Bytes that are no UTF-8 are escaped: not every library that gets the name can show them.
+
+    >>> patient_id("TCGA_CS_4941_19960909"), patient_id("anna"), patient_id(os.fsdecode(b"ren\xe9"))
+    ('TCGA_CS_4941', 'anna', 'ren\\udce9')
     """
-    return re.sub(r"(?<=.)_\d{8}\Z", "", folder_name)
+    name = re.sub(r"(?<=.)_\d{8}\Z", "", folder_name)
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 # ------------------------------------------------------------------------------------------ reading a data set
@@ -93,24 +112,50 @@ def read_folder(
         raise ValueError(f"limit must be at least 1 or None, got {limit}")
     pairs, unpaired, faults = list_folder(folder, patients=patients)
     if not allow_missing:
-        faults += [f"{shown(path)}: {_what_is_missing(path)}" for path in unpaired]
+        faults += missing_partners(unpaired)
     pairs = pairs[:limit]
 
     images = np.empty((len(pairs), size, size, 3), np.uint8)
     masks = np.empty((len(pairs), size, size, 1), np.uint8)
 
-    def read(index: int) -> tuple[tuple[int, ...] | None, list[str]]:
+    def keep(index: int, image: np.ndarray, mask: np.ndarray) -> None:
         # Resized at once and put in its place, so that at no time more than a few full-size slices are in memory.
+        images[index], masks[index, ..., 0] = resize_image(image, size), resize_mask(mask, size)
+
+    faults += read_pairs(pairs, keep)
+    if faults:
+        raise UserError(_one_line(folder, faults))
+    if not pairs:
+        raise UserError(f"{shown(folder)}: {NO_PAIRS}")
+    return SliceSet(
+        images=images,
+        masks=masks,
+        patients=tuple(pair.patient for pair in pairs),
+        numbers=tuple(pair.number for pair in pairs),
+        files=tuple(str(pair.image) for pair in pairs),
+        skipped=tuple(str(path) for path in unpaired),
+    )
+
+
+def read_pairs(pairs: Sequence[Pair], use: Callable[[int, np.ndarray, np.ndarray], None]) -> list[str]:
+    """Reads the slices and hands each over, ``use(index, image, mask)``; returns what is wrong with the others.
+
+    image uint8 (H, W, 3), mask uint8 (H, W) of 0 and 1, as large as in their files. ``use`` is called from several
+    threads, for one index once. Slices of one patient that differ in size are handed over, and are a fault.
+    """
+
+    def read(index: int) -> tuple[tuple[int, ...] | None, list[str]]:
         image, mask, found = _read_pair(pairs[index])
         if image is None or mask is None:
             return None, found
-        images[index], masks[index, ..., 0] = resize_image(image, size), resize_mask(mask, size)
+        use(index, image, mask)
         return image.shape[:2], found
 
     # Pillow decodes and resizes outside Python's lock, so that a few threads do help.
-    with _pillow_warnings(), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with _pillow_warnings(), ThreadPoolExecutor(max_workers=THREADS) as pool:
         results = list(pool.map(read, range(len(pairs))))
 
+    faults = []
     first_of: dict[str, int] = {}
     for index, (shape, found) in enumerate(results):
         faults += found
@@ -121,18 +166,7 @@ def read_folder(
         if shape != expected:
             neighbour = f"{shown(pairs[first].image)} of the same patient has {_pixels(expected)}"
             faults.append(f"{shown(pairs[index].image)}: {_pixels(shape)}, but {neighbour}; make them equal")
-    if faults:
-        raise UserError(_one_line(folder, faults))
-    if not pairs:
-        raise UserError(f"{shown(folder)}: no pair of image and mask found; expected {_LAYOUT}")
-    return SliceSet(
-        images=images,
-        masks=masks,
-        patients=tuple(pair.patient for pair in pairs),
-        numbers=tuple(pair.number for pair in pairs),
-        files=tuple(str(pair.image) for pair in pairs),
-        skipped=tuple(str(path) for path in unpaired),
-    )
+    return faults
 
 
 def list_folder(folder: str | os.PathLike[str], *, patients: Sequence[str] | None = None) -> Listing:
@@ -234,7 +268,7 @@ def read_mask(path: str | os.PathLike[str], formats: Sequence[str] = ("TIFF", "P
     """One mask as uint8 (H, W) of 0 and 1.
 
     Raises UserError, naming the file, unless it is a regular file that holds one image of one channel whose values
-    are 0 and 255, or 0 and 1.
+    are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535.
     """
     with _pillow_warnings():
         return _decode_mask(Path(path), formats)
@@ -272,45 +306,48 @@ def _decode_image(path: Path, formats: Sequence[str]) -> np.ndarray:
 
 
 def _decode_mask(path: Path, formats: Sequence[str]) -> np.ndarray:
-    with _open(path, formats) as picture:
-        if picture.mode not in ("L", "1"):
+    with _open(path, formats, bits=16) as picture:
+        if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
             raise UserError(
                 f"{shown(path)}: {_described(picture)}, expected a mask of one channel (8-bit grey or 1-bit); "
                 "save it as one, tumour 255 and all else 0"
             )
-        mask = np.array(picture.convert("L"))
-    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
+        mask = np.array(picture)
+    tumour = mask != 0
+    if mask.max() not in (0, 1, 255, 65535) or np.any(tumour & (mask != mask.max())):
+        values = np.unique(mask)
         listed = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
         raise UserError(
             f"{shown(path)}: a mask with the values {listed}; expected 0 and 255, or 0 and 1: threshold it first"
         )
-    return (mask > 0).astype(np.uint8)
+    return tumour.astype(np.uint8)
 
 
 @contextmanager
-def _open(path: Path, formats: Sequence[str]) -> "Iterator[ImageFile.ImageFile]":
+def _open(path: Path, formats: Sequence[str], bits: int = 8) -> "Iterator[ImageFile.ImageFile]":
     """The decoded picture in ``path``. Whatever goes wrong, here or in the body, is a UserError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        # Asked before opening: opening a pipe waits for whoever writes into it, reading a device may never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{shown(path)}: not a regular file; replace it by a picture or remove it")
-        with path.open("rb") as file, Image.open(file, formats=tuple(formats)) as picture:
+        if size_of(path) > MAX_BYTES:
+            raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
+        with _Reader(path.open("rb", buffering=0)) as file, Image.open(file, formats=tuple(formats)) as picture:
             # The header alone has been read. Nothing is decoded before its size is known to be sane.
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{shown(path)}: {width} x {height} pixels, above the ceiling of {MAX_PIXELS}; make it smaller"
                 )
-            if getattr(picture, "n_frames", 1) != 1:
+            if getattr(picture, "is_animated", False):  # and not n_frames, which follows a chain of any length
                 raise UserError(f"{shown(path)}: more than one picture in the file; save them one by one")
-            if _bits(picture) > 8:
+            if _bits(picture) > bits:
                 raise UserError(
-                    f"{shown(path)}: {_bits(picture)} bits a channel, expected 8; scale its values to 0 ... 255"
+                    f"{shown(path)}: {_bits(picture)} bits a channel, expected 8; scale it to 0 ... 255, "
+                    "all slices of a patient by the same factor"
                 )
-            picture.load()
+            file.allowance = math.inf
+            with _STDERR_SILENCED if _is_compressed(picture) else nullcontext():
+                picture.load()
             yield picture
     except UserError:
         raise
@@ -327,6 +364,31 @@ def _open(path: Path, formats: Sequence[str]) -> "Iterator[ImageFile.ImageFile]"
         raise UserError(f"{shown(path)}: cannot be read ({found}); replace or remove it") from None
 
 
+class _Reader(io.BufferedReader):
+    """A file that gives out no more than its allowance of bytes, which starts with those of a header."""
+
+    allowance: float = MAX_HEADER_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.allowance -= len(data)
+        if self.allowance < 0:
+            # No OSError: Pillow takes that for the end of the file, and goes on.
+            raise UserError(f"{shown(self.name)}: a header of more than {MAX_HEADER_BYTES} bytes; save it anew")
+        return data
+
+
+def size_of(path: Path) -> int:
+    """The size of a regular file in bytes; raises UserError for anything else, and OSError where it cannot be seen.
+
+    To be asked before opening: opening a pipe waits for whoever writes into it, reading a device may never end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{shown(path)}: not a regular file; replace it by a picture or remove it")
+    return status.st_size
+
+
 @contextmanager
 def _pillow_warnings() -> Iterator[None]:
     """Pillow's warning of a picture too large becomes an error; its remarks on odd metadata, which name no file, go.
@@ -335,10 +397,52 @@ def _pillow_warnings() -> Iterator[None]:
     """
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(_NOWHERE)  # else, where nobody asked for a log, Python prints it
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+_NOWHERE = logging.NullHandler()
+
+
+class _StderrSilenced:
+    """While any thread is inside, what the process prints to stderr goes nowhere.
+
+    libtiff, which decodes compressed TIFFs, prints what it thinks of a damaged one there and names no file.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stderr: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1 and sys.__stderr__ is not None:  # closed, its number may be another file's by now
+                self._stderr = os.dup(2)
+                _redirect_stderr(os.open(os.devnull, os.O_WRONLY))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._stderr is not None:
+                _redirect_stderr(self._stderr)
+                self._stderr = None
+
+
+_STDERR_SILENCED = _StderrSilenced()
+
+
+def _redirect_stderr(descriptor: int) -> None:
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _is_compressed(picture: "ImageFile.ImageFile") -> bool:
+    return any(tile[0] == "libtiff" for tile in picture.tile)
 
 
 def _bits(picture: "ImageFile.ImageFile") -> int:
@@ -376,7 +480,9 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     height, width = mask.shape
     if (height, width) == (size, size) or not mask.any():
         return mask if (height, width) == (size, size) else np.zeros((size, size), np.uint8)
-    area = _overlaps(height, size) @ mask @ _overlaps(width, size).T
+    # In bands of 256 rows, so that the product's float64 copy of a large mask does not fill the memory.
+    rows = _overlaps(height, size)
+    area = sum(rows[:, i : i + 256] @ mask[i : i + 256] for i in range(0, height, 256)) @ _overlaps(width, size).T
     return (2 * area >= height * width).astype(np.uint8)
 
 
@@ -416,9 +522,13 @@ def _pixels(shape: Sequence[int] | None) -> str:
     return "unknown" if shape is None else f"{shape[1]} x {shape[0]} pixels"
 
 
-def _what_is_missing(path: Path) -> str:
-    missing = "no image" if path.stem.lower().endswith("_mask") else "no mask"
-    return f"{missing} beside it; add it, or leave such files out with --allow-missing"
+def missing_partners(unpaired: Sequence[Path]) -> list[str]:
+    """A fault for each image without a mask and each mask without an image."""
+    return [
+        f"{shown(path)}: no {'image' if path.stem.lower().endswith('_mask') else 'mask'} beside it; "
+        "add it, or leave such files out with --allow-missing"
+        for path in unpaired
+    ]
 
 
 def _one_line(folder: str | os.PathLike[str], faults: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
     x_hat = (x - mean) / sqrt(var + eps)          y = gamma * x_hat + beta
 
 In training, mean and (biased) variance are those of the batch, over images and pixels. They depend on
-every x, so the gradient of each x has three terms. In inference they are the running averages, which are
+every x of the channel, so the gradient of each x has three terms. In inference they are the running averages, which are
 constants, and batch norm is a plain scale and shift.
 
 Derivation: docs/derivations/batch_norm2d.md. Source: Ioffe & Szegedy 2015, "Batch normalization:
@@ -18,9 +18,9 @@ from minunet.ops.checks import check_array, check_images
 
 
 class BatchNorm2dCache(NamedTuple):
-    """What :func:`batch_norm2d_backward` needs."""
+    """What :func:`batch_norm2d_backward` needs, and, last, what the running averages need."""
 
-    x_hat: Array  # dgamma is its product with dy; dx subtracts its share of dgamma
+    x_hat: Array  # dgamma = sum(dy * x_hat), and dx subtracts x_hat * dgamma / m
     gamma: Array  # the slope of y in x_hat
     inverse_std: Array  # the slope of x_hat in x, with mean and variance held fixed
     training: bool  # whether mean and variance depend on x

@@ -33,7 +33,7 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
     """
     xp = array_module(x)
     check_images("x", x)
-    passed = ~(x.real <= 0)
+    passed = ~(x.real <= 0)  # not x > 0, so that a NaN passes; .real, so that complex x work too (docs/conventions.md)
     return xp.where(passed, x, x.dtype.type(0)), ReluCache(passed, x.dtype)
 
 

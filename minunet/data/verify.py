@@ -1,0 +1,342 @@
+"""Looks a data set over before a network is trained on it::
+
+    python -m minunet.data.verify kaggle_3m                               what it holds, faults, warnings
+    python -m minunet.data.verify kaggle_3m --write-manifest lgg.sha256   and notes what each file holds now
+    python -m minunet.data.verify kaggle_3m --manifest lgg.sha256         and finds the files that have changed since
+
+A fault is what training refuses: a file that cannot be read, an image without its mask. A warning is what training
+takes without a word, and a person should know: one image under two patients, a sequence that is a copy of another, a
+set without tumour.
+
+Training reads a set once: ``inspect`` looks at the slices that it has read, ``inspect_folder`` at the files. Both note
+a few facts of each slice (``slice_facts``) and make their report of these alone (``summarize``).
+"""
+
+import argparse
+import hashlib
+import itertools
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minunet import cli
+from minunet.data import lgg
+from minunet.data.lgg import FAULTS_SHOWN, THREADS, shown
+from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
+from minunet.data.slices import SliceSet
+from minunet.data.splits import split_by_patient
+from minunet.durable import json_text
+from minunet.errors import UserError
+
+NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
+
+#: What it means that pre-contrast equals FLAIR, FLAIR post-contrast, and post-contrast pre-contrast: none, one or all.
+COPIES = {
+    (True, True, True): "pre- and post-contrast are copies of FLAIR",
+    (True, False, False): "pre-contrast is a copy of FLAIR",
+    (False, True, False): "post-contrast is a copy of FLAIR",
+    (False, False, True): "post-contrast is a copy of pre-contrast",
+}
+
+
+class SliceFacts(NamedTuple):
+    """What is kept of one slice."""
+
+    patient: str
+    number: int
+    file: str
+    shape: tuple[int, ...]  # height, width
+    tumour: int  # pixels
+    constant: bool  # whether the image has one grey value all over
+    equal: tuple[bool, ...]  # whether channels 0 and 1 are, 1 and 2, 2 and 0
+    digest: bytes  # of the image: equal for equal images
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A warning: what was found, in which files or patients, and what to do about it."""
+
+    found: str
+    names: tuple[str, ...]
+    advice: str
+
+    def __str__(self) -> str:
+        names = f": {', '.join(self.names[:NAMES_SHOWN])}" if self.names else ""
+        more = f" and {len(self.names) - NAMES_SHOWN} more" if len(self.names) > NAMES_SHOWN else ""
+        return f"{self.found}{names}{more}; {self.advice}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a data set holds, what is wrong with it and what is odd about it. ``print(report)`` shows it.
+
+    The figures are those of the slices that could be read; a share is a part of 1.
+    """
+
+    patients: int
+    slices: int
+    sizes: dict[str, int]  # slices by "width x height", the most frequent size first
+    tumour_slices: int
+    tumour_share: float  # of all pixels
+    tumour_share_by_patient: tuple[float, float, float]  # least, median and greatest
+    patients_without_tumour: int
+    faults: tuple[str, ...]  # one line each
+    warnings: tuple[Remark, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        if self.slices:
+            sizes = [f"{count} of {size}" if len(self.sizes) > 1 else size for size, count in self.sizes.items()]
+            shown_sizes = ", ".join(sizes[:8]) + (", ..." if len(sizes) > 8 else "")
+            without = _count(self.patients_without_tumour, "patient")
+            least, median, greatest = (f"{share:.2%}" for share in self.tumour_share_by_patient)
+            lines = [
+                f"data: {_count(self.patients, 'patient')}, {_count(self.slices, 'slice')}, {shown_sizes} pixels",
+                f"data: tumour on {_count(self.tumour_slices, 'slice')} ({self.tumour_slices / self.slices:.1%}), "
+                f"{self.tumour_share:.2%} of all pixels; by patient {least} to {greatest}, median {median}"
+                + (f", none in {without}" if self.patients_without_tumour else ""),
+            ]
+        lines += [f"fault: {fault}" for fault in self.faults[:FAULTS_SHOWN]]
+        if len(self.faults) > FAULTS_SHOWN:
+            lines.append(f"fault: and {len(self.faults) - FAULTS_SHOWN} more")
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------ two ways to a report
+
+
+def inspect(slices: SliceSet) -> Report:
+    """The report on slices that have been read. There are no faults: reading would have refused them.
+
+    >>> images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+    >>> masks = np.array([[1] + 15 * [0], 16 * [0]], np.uint8).reshape(2, 4, 4, 1)
+    >>> print(inspect(SliceSet(images, masks, ("anna", "anna"), (1, 4), ("anna_1.tif", "anna_4.tif"))))
+    data: 1 patient, 2 slices, 4 x 4 pixels
+    data: tumour on 1 slice (50.0%), 3.12% of all pixels; by patient 3.12% to 3.12%, median 3.12%
+    warning: slice numbers are left out in 1 patient: anna 2 to 3; their volumes have gaps, add them if you have them
+    """
+
+    def facts(index: int) -> SliceFacts:
+        whose = slices.patients[index], slices.numbers[index], slices.files[index]
+        return slice_facts(*whose, slices.images[index], slices.masks[index, ..., 0])
+
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        return summarize(list(pool.map(facts, range(len(slices)))), warnings=_left_out(slices.skipped))
+
+
+def inspect_folder(folder: Path, *, allow_missing: bool = False, manifest: Path | None = None) -> Report:
+    """The report on the files in ``folder`` (as ``lgg.read_folder`` takes it), each read at its own size.
+
+    allow_missing  an image without a mask and a mask without an image are worth a warning, and are no faults
+    manifest       to compare the files with
+
+    Raises UserError if the folder cannot be listed or the manifest cannot be read.
+    """
+    expected = None if manifest is None else read_manifest(manifest)
+    listing = lgg.list_folder(folder)
+    facts: list[SliceFacts | None] = [None] * len(listing.pairs)
+
+    def note(index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        pair = listing.pairs[index]
+        facts[index] = slice_facts(pair.patient, pair.number, str(pair.image), image, mask)
+
+    faults = listing.faults + lgg.read_pairs(listing.pairs, note)
+    if not allow_missing:
+        faults += lgg.missing_partners(listing.unpaired)
+    if expected is not None:
+        faults += differences(expected, digests(listing))
+    if not listing.pairs and not faults:
+        faults = [f"{shown(folder)}: {lgg.NO_PAIRS}"]
+    warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
+    warnings += _splits([pair.patient for pair in listing.pairs])
+    return summarize([fact for fact in facts if fact is not None], faults, warnings)
+
+
+# ------------------------------------------------------------------------------------------ from slices to a report
+
+
+def slice_facts(patient: str, number: int, file: str, image: np.ndarray, mask: np.ndarray) -> SliceFacts:
+    """What is to be known of a slice: ``image`` uint8 (H, W, 3), ``mask`` uint8 (H, W) of 0 and 1."""
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return SliceFacts(
+        patient=patient,
+        number=number,
+        file=file,
+        shape=mask.shape,
+        tumour=int(mask.sum()),
+        constant=bool(image.min() == image.max()),
+        # Every eighth row tells most channels apart; only the others are compared in full.
+        equal=tuple(
+            np.array_equal(image[::8, :, a], image[::8, :, b]) and np.array_equal(image[..., a], image[..., b])
+            for a, b in ((0, 1), (1, 2), (2, 0))
+        ),
+        digest=digest.digest(),
+    )
+
+
+def summarize(facts: Sequence[SliceFacts], faults: Sequence[str] = (), warnings: Sequence[Remark] = ()) -> Report:
+    """The report on the slices of which ``facts`` are known, in the order of patients and numbers."""
+    volumes: dict[str, list[SliceFacts]] = defaultdict(list)
+    for fact in facts:
+        volumes[fact.patient].append(fact)
+    shares = [_tumour_share(volume) for volume in volumes.values()] or [0.0]
+    odd = [*_tumour(facts), *_shared(facts), *_constant(facts), *_copies(volumes)]
+    if not faults:  # else what could not be read would look like a gap
+        odd += _gaps(volumes)
+    return Report(
+        patients=len(volumes),
+        slices=len(facts),
+        sizes=dict(Counter("{1} x {0}".format(*fact.shape) for fact in facts).most_common()),
+        tumour_slices=sum(fact.tumour > 0 for fact in facts),
+        tumour_share=_tumour_share(facts),
+        tumour_share_by_patient=(min(shares), statistics.median(shares), max(shares)),
+        patients_without_tumour=sum(share == 0 for share in shares) if volumes else 0,
+        faults=tuple(faults),
+        warnings=(*odd, *warnings),
+    )
+
+
+def _tumour_share(facts: Sequence[SliceFacts]) -> float:
+    pixels = sum(fact.shape[0] * fact.shape[1] for fact in facts)
+    return sum(fact.tumour for fact in facts) / pixels if pixels else 0.0
+
+
+# ------------------------------------------------------------------------------------------ what is odd
+
+
+def _tumour(facts: Sequence[SliceFacts]) -> list[Remark]:
+    share = _tumour_share(facts)
+    if facts and share == 0:
+        advice = (
+            "a network will learn to find nothing, and Dice of two empty masks is 1; check that these are the masks"
+        )
+        return [Remark("no mask shows any tumour", (), advice)]
+    if share > 0.5:
+        return [Remark(f"{share:.0%} of all pixels are tumour", (), "check that the masks are not inverted")]
+    return []
+
+
+def _shared(facts: Sequence[SliceFacts]) -> list[Remark]:
+    """Equal images of two patients. Images of one grey value are equal by nature, and do not count."""
+    first: dict[bytes, SliceFacts] = {}
+    pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for fact in facts:
+        other = first.setdefault(fact.digest, fact)
+        if other.patient != fact.patient and not fact.constant:
+            pairs[other.patient, fact.patient].append(f"{shown(other.file)} = {shown(fact.file)}")
+    if not pairs:
+        return []
+    found = f"{_count(sum(map(len, pairs.values())), 'image')} under two patients"
+    examples = tuple(
+        files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more of these two"
+        for files in pairs.values()
+    )
+    advice = "to train on one of them and test on the other proves nothing, keep one patient of the two"
+    return [Remark(found, examples, advice)]
+
+
+def _constant(facts: Sequence[SliceFacts]) -> list[Remark]:
+    files = [fact.file for fact in facts if fact.constant]
+    advice = "nothing can be learnt from it, replace it if it should show something"
+    return [Remark(f"{_count(len(files), 'image')} of one grey value all over", _shown(files), advice)] if files else []
+
+
+def _copies(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
+    """Sequences that were not taken of a patient, in whose place there is another."""
+    patients: dict[str, list[str]] = defaultdict(list)
+    for patient, volume in volumes.items():
+        equal = tuple(all(column) for column in zip(*(fact.equal for fact in volume), strict=True))
+        if equal in COPIES and not all(fact.constant for fact in volume):
+            patients[COPIES[equal]].append(patient)
+    advice = "what is a copy tells nothing, replace it if you have that sequence"
+    return [
+        Remark(f"{what} in {_count(len(names), 'patient')}", _shown(names), advice) for what, names in patients.items()
+    ]
+
+
+def _gaps(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
+    names = []
+    for patient, volume in volumes.items():
+        numbers = [fact.number for fact in volume]
+        gaps = [
+            str(before + 1) if after == before + 2 else f"{before + 1} to {after - 1}"
+            for before, after in itertools.pairwise(numbers)
+            if after > before + 1
+        ]
+        if gaps:
+            names.append(f"{shown(patient)} {', '.join(gaps[:3])}{', ...' if len(gaps) > 3 else ''}")
+    advice = "their volumes have gaps, add them if you have them"
+    found = f"slice numbers are left out in {_count(len(names), 'patient')}"
+    return [Remark(found, tuple(names), advice)] if names else []
+
+
+def _splits(patients: Sequence[str], folds: int = 5) -> list[Remark]:
+    """The test folds that would leave a part of the split by patient empty."""
+    refused = []
+    for fold in range(folds):
+        try:
+            split_by_patient(patients, fold, folds)
+        except UserError:
+            refused.append(f"--fold {fold}")
+    if not refused:
+        return []
+    found = f"too few patients ({len(set(patients))}) for training, validation and test"
+    advice = "add patients" if len(refused) == folds else "add patients, or choose another fold"
+    return [Remark(found, tuple(refused), advice)]
+
+
+def _left_out(files: Sequence[str]) -> list[Remark]:
+    found = f"{_count(len(files), 'file')} without a partner left out"
+    return [Remark(found, _shown(files), "add the image or mask that is missing, if you have it")] if files else []
+
+
+def _shown(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(shown(name) for name in names)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def main(arguments: list[str]) -> None:
+    """Verify the folder that the command line names."""
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", help="the folder kaggle_3m, or your own in its layout")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="images without a mask and masks alone are no fault"
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--manifest", type=Path, metavar="FILE", help="compare every file with what it held then")
+    group.add_argument(
+        "--write-manifest", type=Path, metavar="FILE", help="note what every file holds, if no fault is found"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, with every name")
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder)
+    if options.write_manifest is not None:
+        check_new(options.write_manifest)
+
+    report = inspect_folder(folder, allow_missing=options.allow_missing, manifest=options.manifest)
+    print(json_text(asdict(report)) if options.json else report)
+    if len(report.faults) == 1:
+        raise UserError(report.faults[0])
+    if report.faults:
+        raise UserError(f"{shown(folder)}: {len(report.faults)} faults, listed above; the first: {report.faults[0]}")
+    if options.write_manifest is not None:
+        write_manifest(options.write_manifest, digests(lgg.list_folder(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
