@@ -12,14 +12,16 @@ and the checkpoints best.npz and last.npz, which examples/predict.py takes.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from minunet import UNet, cli, training
+from minunet import UNet, cli, memory, training
 from minunet.backend import to_device
 from minunet.checkpoint import environment, load_net
-from minunet.data import lgg, phantom
+from minunet.data import lgg, phantom, verify
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_patient, split_by_slice
@@ -39,8 +41,10 @@ def main(arguments: list[str]) -> None:
     print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
 
     net = UNet(**preset.model, seed=options.seed)
+    training.check_batches(net, train, preset.training)
     size = summary(net, preset.image_size, preset.image_size)
     print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
+    net = map_arrays(net, lambda array: to_device(array, device))
     preprocessing = {
         "image_size": preset.image_size,
         "normalization": preset.normalization.to_dict(),
@@ -54,9 +58,9 @@ def main(arguments: list[str]) -> None:
             config = {**settings, "preprocessing": preprocessing, "patients": patients, "environment": environment()}
             write_text(folder / "config.json", json_text(config))
             write_samples(folder, train, preset.training, preset.normalization)
-        with cli.StopRequest() as stop:
+        with cli.StopRequest() as stop, explained(preset, net):
             progress = training.fit(
-                map_arrays(net, lambda array: to_device(array, device)),
+                net,
                 train,
                 validation,
                 preset.training,
@@ -90,6 +94,19 @@ def main(arguments: list[str]) -> None:
         print(
             f"everything lies in {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
         )
+
+
+@contextmanager
+def explained(preset: Preset, net: UNet) -> Iterator[None]:
+    """Says which batch would fit, if memory seems to be too little and if it is. What was saved last stays."""
+    batch, free = preset.training.batch_size, memory.available_bytes(net)
+    advice = memory.advice(net, preset.image_size, batch, free)
+    if free is not None and memory.training_bytes(net, preset.image_size, batch) > free:
+        print(f"warning: memory may run out, and the system may then kill this run: {advice}", flush=True)
+    try:
+        yield
+    except MemoryError:
+        raise UserError(f"--batch-size: out of memory, {advice}") from None
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -184,6 +201,8 @@ def choose_preset(options: argparse.Namespace, device: str) -> Preset:
     multiple = 2 ** (len(preset.model["widths"]) - 1)
     if image_size % multiple:
         raise UserError(f"--image-size: {image_size} is not a multiple of {multiple}, choose one that is")
+    if options.data is None and image_size < 16:
+        raise UserError(f"--image-size: {image_size} is too small to draw a synthetic patient, choose 16 or more")
     return replace(preset, image_size=image_size, training=replace(preset.training, **changes))
 
 
@@ -193,12 +212,11 @@ def read_data(options: argparse.Namespace, preset: Preset) -> tuple[SliceSet, Sl
         print("data: no --data given, so synthetic patients are drawn (the phantom)")
         slices = phantom.make(size=preset.image_size, seed=0)
     else:
-        print(f"data: reading {options.data}", flush=True)
+        print(f"data: reading {lgg.shown(options.data)}", flush=True)
         slices = lgg.read_folder(
             options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
         )
-        if slices.skipped:
-            print(f"data: {len(slices.skipped)} files without a partner are left out")
+        print(verify.inspect(slices), flush=True)
     if options.split == "slice":
         print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")
         parts = split_by_slice(len(slices), options.seed)

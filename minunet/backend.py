@@ -58,8 +58,10 @@ def resolve_device(name: str) -> tuple[str, str | None]:
 def _why_no_gpu() -> str | None:
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
-        return "CuPy is not installed"
+    except ModuleNotFoundError as error:
+        return "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported ({error})"
+    except Exception as error:  # an installation that is not whole
+        return f"CuPy cannot be imported ({str(error).partition(chr(10))[0]})"
     try:
         # The first call into the driver is where a missing driver or library shows itself.
         if cupy.cuda.runtime.getDeviceCount() == 0:

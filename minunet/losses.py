@@ -5,7 +5,7 @@ of each pixel how sure it was, and has a useful gradient where there is no tumou
 usual choice for small structures.
 
 Derivations: docs/derivations/dice_loss.md and docs/derivations/bce_with_logits.md. Sources: Milletari, Navab
-& Ahmadi 2016, "V-Net", section 3 (soft Dice, here smoothed, and with sum(p) + sum(t) where V-Net has sum(p^2) + sum(t^2));
+& Ahmadi 2016, "V-Net", section 3 (soft Dice, here smoothed, and with plain sums where V-Net sums squares);
 Goodfellow, Bengio & Courville 2016, "Deep learning", section 6.2.2.2 (cross entropy of logits).
 """
 

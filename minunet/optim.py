@@ -76,6 +76,10 @@ class AdamW:
                 theta -= lr * self.weight_decay * theta
             m[...] = beta1 * m + (1 - beta1) * g
             v[...] = beta2 * v + (1 - beta2) * g * g
+            # Where the gradient stays 0, in a dead channel, the moments shrink to denormal numbers, and by rounding get
+            # stuck there; a processor is many times slower on these. So below the smallest normal number they are 0.
+            for moment in (m, v):
+                moment *= abs(moment) >= float(array_module(m).finfo(m.dtype).tiny)
             m_hat = m / (1 - beta1**self.steps)
             v_hat = v / (1 - beta2**self.steps)
             theta -= lr * m_hat / (array_module(v).sqrt(v_hat) + self.eps)

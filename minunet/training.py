@@ -3,7 +3,7 @@
 A step is forward, loss, backward, clip, optimise: ``loss_and_grads`` is the first three, ``train_step`` all
 of them. ``fit`` is the run: it draws the batches, takes the steps, looks at the validation patients after each
 epoch, and writes checkpoints from which it can go on as if nothing had happened, because all randomness is a
-function of (seed, epoch, step, image, layer), and of nothing that would have to be remembered.
+function of (seed, epoch, step, stream, image), and of nothing that would have to be remembered.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from minunet import metrics, rng
 from minunet.backend import Array, to_numpy
-from minunet.checkpoint import differences, load_training, save_training
+from minunet.checkpoint import differences, environment, load_training, save_training, sha256_of_arrays
 from minunet.data.augment import Augmentation
 from minunet.data.batches import Batch, epoch_order, prefetch, prepare_batch
 from minunet.data.normalize import Normalization, VolumeStatistics
@@ -134,7 +134,7 @@ class TrainingConfig:
 class Evaluation(NamedTuple):
     """What a network does on a set of slices, as the curves show it."""
 
-    loss: float  # the mean over batches
+    loss: float  # of the batches, averaged over their slices
     dice: float  # the mean over patients of the 3-D Dice, thresholded at 0.5
 
 
@@ -208,6 +208,8 @@ def evaluate(
     return Evaluation(math.fsum(losses) / len(slices), float(np.mean(metrics.dice(per_patient))))
 
 
+# What overflows here is no warning: the same step finds it, and names the place.
+@np.errstate(all="ignore")
 def fit(
     net: UNet,
     train: SliceSet,
@@ -225,23 +227,43 @@ def fit(
     """Train ``net``, whose arrays are on ``device``, on ``train``, and choose the best epoch on ``validation``.
 
     After each epoch ``folder`` receives ``last.npz``, from which ``resume`` goes on bit for bit, ``best.npz``, the
-    checkpoint of the best epoch so far, and ``history.csv``. ``metadata`` is stored in the checkpoints: how the
-    images were prepared, so that a prediction can do the same. ``should_stop`` is asked after each step; if it
-    says yes, ``last.npz`` is written in mid-epoch and fit returns.
+    checkpoint of the best epoch so far, and ``history.csv``. The first ``last.npz`` is written before the first step:
+    a disk without room for it is found then. ``metadata`` is stored in the checkpoints: how the images were prepared,
+    so that a prediction can do the same. ``should_stop`` is asked after each step; if it says yes, ``last.npz`` is
+    written in mid-epoch and fit returns.
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
-    the state before that epoch), and UserError if there is nothing to resume or it belongs to another run.
+    the state before that epoch, or where the run was stopped in it), and UserError if there is nothing to resume, it
+    belongs to another run, or :func:`check_batches` refuses.
     """
+    check_batches(net, train, config)
     Path(folder).mkdir(parents=True, exist_ok=True)
     run = _Run(net, train, validation, config, normalization, Path(folder), device, dict(metadata or {}))
     if resume:
         run.resume()
+    else:
+        run.save("last.npz")
     while not run.progress.finished:
         if not run.train_epoch(should_stop, progress_bar):
             run.save("last.npz")
             break
         run.finish_epoch()
     return run.progress
+
+
+def check_batches(net: UNet, train: SliceSet, config: TrainingConfig) -> None:
+    """Raise UserError if a batch of an epoch is too small for batch norm, which needs two values in each channel.
+
+    Only an image that the bottleneck sees as a single pixel can be too few, when it is alone in its batch: as all
+    are with a batch size of 1, and the last one where the batch size does not divide the number of images.
+    """
+    height, width = train.images.shape[1:3]
+    last = (config.images_per_epoch or len(train)) % config.batch_size or config.batch_size
+    if last == 1 and (height, width) == (2**net.depth, 2**net.depth):
+        raise UserError(
+            f"--batch-size: {config.batch_size} leaves a batch of one image, which at {width} x {height} pixels is one "
+            "pixel in the bottleneck and too little for batch norm, choose another one or larger images"
+        )
 
 
 class _Run:
@@ -275,7 +297,7 @@ class _Run:
         self.metadata = {
             **metadata,
             "training": asdict(config),
-            "data": {"train_slices": len(train), "validation_slices": len(validation)},
+            "data": _described(train, "train") | _described(validation, "validation"),
         }
 
     def resume(self) -> None:
@@ -283,7 +305,11 @@ class _Run:
         found = load_training(path, self.net, self.optimizer, self.ema)
         for part in ("training", "data"):
             if changed := differences(found.get(part), self.metadata[part]):
-                raise UserError(f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings")
+                raise UserError(
+                    f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings and data"
+                )
+        if changed := differences(found["environment"], environment()):
+            print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
         try:
             self.progress = Progress(**found["progress"])
         except (KeyError, TypeError):
@@ -326,7 +352,10 @@ class _Run:
                     )
                 except Diverged as error:
                     place = f"epoch {progress.epoch + 1}, step {step + 1}"
-                    raise Diverged(f"{place}: {error}; the batch was {', '.join(batch.files)}") from None
+                    raise Diverged(
+                        f"{place}: {error}; lower the learning rate or look at the images; "
+                        f"the batch was {', '.join(batch.files)}"
+                    ) from None
                 progress.step = step + 1
                 progress.loss_sum += loss
                 bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", **self._last_dice(), refresh=False)
@@ -342,6 +371,12 @@ class _Run:
         net = self.averaged_net()
         on_validation = self._evaluate(net, self.validation, self.validation_statistics)
         on_train = self._evaluate(net, self.train_sample, self.sample_statistics)
+        for patients, loss in (("validation", on_validation.loss), ("training", on_train.loss)):
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"epoch {progress.epoch + 1}, after its last step: the loss on {patients} patients is {loss}, "
+                    "lower the learning rate"
+                )
         progress.history.append(
             {
                 "epoch": progress.epoch + 1,
@@ -404,6 +439,12 @@ def history_csv(history: list[dict[str, float]]) -> str:
     """
     lines = [",".join(history[0])] + [",".join(repr(value) for value in row.values()) for row in history]
     return "\n".join(lines) + "\n"
+
+
+def _described(slices: SliceSet, name: str) -> dict[str, Any]:
+    """What a resumed run has to find again: so many slices, and the same pixels in them."""
+    pixels = sha256_of_arrays({"images": slices.images, "masks": slices.masks})
+    return {f"{name}_slices": len(slices), f"{name}_sha256": pixels}
 
 
 def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -69,6 +69,8 @@ def test_a_quarter_turn_hits_the_pixels(warp):
     images = random_images(0, (1, 6, 6, 2))
     quarter = np.array([[[0.0, 1.0], [-1.0, 0.0]]])
     np.testing.assert_array_equal(warp(images, quarter)[0], np.rot90(images[0]))
+    cos, sin = np.cos(np.pi / 2), np.sin(np.pi / 2)  # cos is 6e-17
+    np.testing.assert_array_equal(warp(images, np.array([[[cos, sin], [-sin, cos]]]))[0], np.rot90(images[0]))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,7 @@ def test_masks_stay_if_told_so(seed):
     moved_images, same_masks = augment(images, masks, augmentation, Key(seed), move_masks=False)
     expected, _ = augment(images, masks, augmentation, Key(seed))
     np.testing.assert_array_equal(same_masks, masks)
+    assert not np.shares_memory(same_masks, masks)
     np.testing.assert_array_equal(moved_images, expected)
     assert not np.array_equal(moved_images, images)
 
@@ -122,6 +125,27 @@ def test_an_image_is_drawn_by_its_own_key_whatever_the_batch(seed):
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
         np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert together[0].dtype == np.float32
+
+
+def test_the_draws_are_those_of_the_stream_of_augmentation():
+    images, key = random_images(0), Key(seed=7, epoch=1, step=2, image=3)
+    matrices = [draw_matrix(PRESETS["mild"], rng.generator(Key(7, 1, 2, rng.AUGMENT, 3 + n))) for n in (0, 1)]
+    expected = warp_linear(images, np.stack(matrices))
+    np.testing.assert_array_equal(augment(images, images, PRESETS["mild"], key)[0], expected)
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_a_matrix_is_made_of_its_draws_in_their_order(n):
+    draws = rng.generator(Key(0, image=n))
+    vertical, horizontal = draws.random(2)
+    angle = np.radians(30 * draws.uniform(-1, 1))
+    row_growth, column_growth = 1 + 0.2 * draws.uniform(-1, 1, size=2)
+    flip = np.diag([-1 if vertical < 0.25 else 1, -1 if horizontal < 0.5 else 1])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    augmentation = Augmentation(flip_horizontal=0.5, flip_vertical=0.25, rotation=30.0, zoom=0.2)
+    matrix = draw_matrix(augmentation, rng.generator(Key(0, image=n)))
+    expected = flip @ rotation @ np.diag([1 / row_growth, 1 / column_growth])
+    np.testing.assert_allclose(matrix, expected, rtol=1e-14)
 
 
 def test_drawn_matrices_have_the_asked_ranges():
@@ -219,20 +243,54 @@ def test_noise_has_the_drawn_strength():
     assert len(np.unique(strength)) == 20
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("flip_horizontal", 1.5),
-        ("flip_vertical", -0.1),
-        ("blur", 1.1),
-        ("zoom", 1.0),
-        ("contrast", -0.1),
-        ("gamma", float("nan")),
-        ("rotation", -1.0),
-        ("brightness", float("inf")),
-        ("noise", float("nan")),
-    ],
-)
-def test_amounts_out_of_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        Augmentation(**{name: value})
+@pytest.mark.parametrize("seed", range(4))
+def test_intensities_are_made_of_their_draws_in_their_order(seed):
+    images = 0.1 * random_images(seed, (2, 6, 5, 3))  # the range of an image is below 1
+    changed = intensity(images, seed, gamma=0.5, contrast=0.4, brightness=0.3, blur=0.6, noise=0.2)
+    for n, x in enumerate(images):
+        draws = rng.generator(Key(seed, image=n))
+        gamma, contrast, brightness, blur, noise = (draws.uniform(-1, 1) for _ in range(5))
+        low, extent = x.min(axis=(0, 1)), np.ptp(x, axis=(0, 1))
+        x = ((x - low) / extent) ** (1 + 0.5 * gamma) * extent + low
+        mean = x.mean(axis=(0, 1))
+        x = (x - mean) * (1 + 0.4 * contrast) + mean + 0.3 * brightness
+        share = abs(0.6 * blur)  # half of it to the pixel before, half of it to the pixel after
+        for axis, size in enumerate(x.shape[:2]):
+            before = x.take(np.maximum(np.arange(size) - 1, 0), axis)
+            after = x.take(np.minimum(np.arange(size) + 1, size - 1), axis)
+            x = (1 - share / 2) * x + share / 4 * (before + after)
+        x = x + abs(0.2 * noise) * draws.standard_normal(x.shape, dtype="float32").astype("float64")
+        np.testing.assert_allclose(changed[n], x, rtol=0, atol=1e-13)
+
+
+# The largest amount that is accepted, and the smallest that is not.
+LIMITS = {
+    **dict.fromkeys(("flip_horizontal", "flip_vertical", "blur"), (1.0, 1.001)),
+    **dict.fromkeys(("zoom", "contrast", "gamma"), (0.999, 1.0)),
+    **dict.fromkeys(("rotation", "brightness", "noise"), (1e300, float("inf"))),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_amounts_out_of_range_are_refused(name):
+    largest, too_large = LIMITS[name]
+    for value in (-0.001, too_large, float("nan")):
+        with pytest.raises(ValueError, match=f"^{name} must be .*got {value}"):
+            Augmentation(**{name: value})
+    for value in (0.0, largest):
+        assert getattr(Augmentation(**{name: value}), name) == value
+
+
+def test_presets():
+    assert PRESETS["none"] == Augmentation()
+    reference = PRESETS["reference"]
+    assert (reference.flip_horizontal, reference.flip_vertical, reference.rotation, reference.zoom) == (
+        0.5,
+        0.5,
+        72,
+        0.2,
+    )
+    mild = PRESETS["mild"]
+    assert mild == Augmentation(flip_horizontal=0.5, rotation=15, zoom=0.1)
+    strong = {"brightness": 0.3, "contrast": 0.25, "gamma": 0.3, "noise": 0.1, "blur": 0.5}
+    assert PRESETS["strong"] == Augmentation(flip_horizontal=0.5, rotation=15, zoom=0.2, **strong)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import minunet
 from minunet import gradcheck, ops
-from minunet.gradcheck import TOGETHER, central_difference, check_layer, check_net, check_op, complex_step
+from minunet.gradcheck import TOGETHER, central_difference, check_layer, check_net, check_op, complex_step, everything
 from minunet.layers import BatchNorm2d, Conv2d
 from minunet.losses import bce_with_logits_backward, bce_with_logits_forward
 from minunet.rng import Key
@@ -61,6 +61,7 @@ def test_one_wrong_number_is_found_and_named(method, tolerance, seed, place, by)
     assert report.largest == largest
     assert not report.ok(0.5 * by / largest)
     assert report.error == pytest.approx(by / largest, rel=1e-3)
+    assert report.ok(report.error)
     assert report.errors["a"] == report.error
     assert report.errors["b"] <= 10 * tolerance
     worst = report.worst["a"]
@@ -94,8 +95,67 @@ def test_sampling_is_what_was_asked(method, tolerance):
     assert len(report.comparisons) == 2 * (3 + 4) + 2
     other = method(cubes, inputs, gradients, exhaustive=9, samples=3, directions=4, together=2, seed=1)
     assert [c.index for c in other.comparisons] != [c.index for c in report.comparisons]
+    every_one = method(cubes, inputs, gradients, exhaustive=0, samples=10, directions=0, together=0)
+    assert [c.index for c in every_one.comparisons] == 2 * list(np.ndindex(5, 2))  # none is drawn twice
     exhaustive = method(cubes, inputs, gradients, exhaustive=10, directions=4, together=0)
     assert [c.index for c in exhaustive.comparisons] == 2 * list(np.ndindex(5, 2))
+
+
+def test_negative_gradients_have_a_size_and_the_first_of_equal_errors_is_named():
+    x, gradient = np.ones(4), np.array([-2.0, -3.0, -2.0, -3.0])
+    report = complex_step(lambda x: -(x**2).sum(), {"x": x}, {"x": gradient}, together=0)
+    assert report.largest == 3
+    assert report.error == 1 / 3
+    assert report.worst["x"].index == (1,)
+
+
+def test_a_flat_function_needs_one_step():
+    function, asked = slopes(0.0, 0.0)
+    assert central_difference(function, {"x": np.zeros(1)}, {"x": np.zeros(1)}, together=0).error == 0
+    assert len(asked) == 3
+
+
+def test_up_to_64_numbers_are_all_compared_unless_said():
+    for size, compared in ((64, 64 + 1), (65, 8 + 2 + 1)):
+        report = complex_step(lambda x: (x**2).sum(), {"x": np.ones(size)}, {"x": np.full(size, 2.0)})
+        assert len(report.comparisons) == compared
+
+
+@both
+def test_a_comparison_says_which_value_is_whose(method, tolerance):
+    """A backward that is twice too large, number by number and along directions."""
+    inputs = point(size=50)
+    gradients = {name: 2 * g for name, g in cubes_gradients(**inputs).items()}
+    report = method(cubes, inputs, gradients)
+    assert {c.index is None for c in report.comparisons} == {True, False}
+    for c in report.comparisons:
+        assert c.analytic == pytest.approx(2 * c.numeric, rel=1e-6, abs=0)
+        assert (type(c.analytic), type(c.numeric)) == (float, float)
+
+
+def slopes(right, left):
+    """A function of one number with a kink at 0, and the places at which it is asked for its value."""
+    asked = []
+
+    def function(x):
+        asked.append(x.item())
+        return np.where(x > 0, right * x, left * x).sum()
+
+    return function, asked
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("larger", [0, 1])
+@pytest.mark.parametrize(("difference", "steps"), [(0.0010005, [1e-5]), (0.00101, [1e-5, 1e-6, 1e-7])])
+def test_central_differences_take_a_smaller_step_where_the_two_sides_differ_by_a_thousandth(
+    sign, larger, difference, steps
+):
+    sides = [sign, sign]
+    sides[larger] *= 1 + difference
+    function, asked = slopes(*sides)
+    report = central_difference(function, {"x": np.zeros(1)}, {"x": np.array([sign])}, together=0)
+    assert asked == pytest.approx([0.0] + [place for h in steps for place in (h, -h)], rel=1e-12, abs=0)
+    assert report.comparisons[0].numeric == pytest.approx(sum(sides) / 2, rel=1e-9)
 
 
 def test_the_complex_step_sees_what_central_differences_cannot():
@@ -207,7 +267,12 @@ def test_check_op(bias, method, tolerance):
     report = check_op(ops.conv2d_forward, ops.conv2d_backward, convolution(bias), method=method, stride=2)
     assert report.ok(tolerance), str(report)
     assert set(report.errors) == {"x", "weight", TOGETHER} | ({"bias"} if bias else set())
-    assert str(report).startswith("conv2d_forward: error ")
+    lines = str(report).splitlines()
+    assert lines[0].startswith("conv2d_forward: error ")
+    assert {line.index("  worst ") for line in lines[1:]} == {2 + len(TOGETHER) + 2 + len("1.0e-16")}  # in columns
+    sampling = {"exhaustive": 0, "samples": 1, "directions": 1, "together": 3}
+    few = check_op(ops.conv2d_forward, ops.conv2d_backward, convolution(bias), method=method, sampling=sampling)
+    assert len(few.comparisons) == (3 if bias else 2) * 2 + 3
 
 
 WRONG_CONV2D = {
@@ -249,6 +314,21 @@ def test_check_op_draws_a_random_dy():
 def test_the_seed_decides_dy_and_the_directions():
     errors = [str(check_op(ops.conv2d_forward, ops.conv2d_backward, convolution(), seed=seed)) for seed in (0, 0, 1)]
     assert errors[0] == errors[1] != errors[2]
+
+
+def test_the_seed_is_0_unless_said_and_decides_what_is_sampled():
+    x = np.random.default_rng(0).standard_normal((1, 5, 5, 4))  # more than 64 numbers
+    net, image, target = network_and_data()
+    small = {"exhaustive": 0, "samples": 1, "directions": 1}
+    for check in (
+        lambda **seed: check_op(ops.sigmoid_forward, ops.sigmoid_backward, {"x": x}, **seed),
+        lambda **seed: check_layer(Conv2d(4, 2), x, **seed),
+        lambda **seed: check_net(net, image, target, key=Key(seed=0), sampling=small, **seed),
+    ):
+        assert check() == check(seed=0)
+        assert [c.index for c in check().comparisons] != [c.index for c in check(seed=1).comparisons]
+    few = check_layer(Conv2d(4, 2), x, sampling=small)
+    assert len(few.comparisons) == 3 * 2 + 1
 
 
 def test_check_op_of_a_loss():
@@ -298,6 +378,11 @@ def test_check_op_refuses_a_gradient_of_an_absent_bias():
 def test_refuses_another_method():
     with pytest.raises(ValueError, match=r"^method must be one of \['complex', 'central'\], got 'forward'"):
         check_op(ops.relu_forward, ops.relu_backward, {"x": np.ones((1, 1, 1, 1))}, method="forward")
+    with pytest.raises(ValueError, match=r"^method must be one of .*got 'forward'"):
+        check_layer(Conv2d(1, 1), np.ones((1, 1, 1, 1)), method="forward")
+    net, x, target = network_and_data()
+    with pytest.raises(ValueError, match=r"^method must be one of .*got 'forward'"):
+        check_net(net, x, target, key=Key(seed=0), method="forward")
 
 
 # --- A layer, a network -------------------------------------------------------------------------------------------
@@ -323,6 +408,7 @@ def test_check_layer():
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 2))
     report = check_layer(Conv2d(2, 3), x)
     assert report.ok()
+    assert str(report).startswith("Conv2d: error ")
     assert set(report.errors) == {"x", "weight", "bias", TOGETHER}
     assert check_layer(Conv2d(2, 3), x, method="central").ok(1e-8)
     assert check_layer(BatchNorm2d(2), x, training=True).ok()
@@ -377,6 +463,83 @@ def test_check_net_refuses_dropout_without_a_key():
 # --- The command --------------------------------------------------------------------------------------------------
 
 
+def test_command_checks_what_its_rows_say(monkeypatch):
+    def shapes(arrays):
+        return {name: getattr(value, "shape", value) for name, value in arrays.items()}
+
+    def op(forward, backward, inputs, method, **options):
+        assert backward.__name__ == forward.__name__.replace("forward", "backward")
+        if forward is ops.sigmoid_forward:
+            assert np.abs(inputs["x"]).max() > 8  # well beyond where it is straight
+        assert np.all((inputs.get("probabilities", 0.5) > 0) & (inputs.get("probabilities", 0.5) < 1))
+        assert np.all(options.get("running_var", 1) >= 0.5)
+        if "target" in options:
+            assert 0.25 < options["target"].mean() < 0.75
+            assert options["target"].dtype == np.uint8
+        return forward.__name__.removesuffix("_forward"), shapes(inputs), shapes(options)
+
+    def layer(owner, x, method, **options):
+        return type(owner).__name__, x.shape, shapes(owner.parameters()), options
+
+    def net(network, x, target, key, method, sampling):
+        assert set(np.unique(target)) == {0, 1}
+        assert 0.25 < target.mean() < 0.75
+        assert target.dtype == np.uint8
+        config = {
+            name: network.config[name] for name in ("widths", "dropout", "out_channels", "up_kernel", "conv_bias")
+        }
+        return config, x.shape, target.shape, key is not None, sampling
+
+    for name, recorder in (("check_op", op), ("check_layer", layer), ("check_net", net)):
+        monkeypatch.setattr(gradcheck, name, recorder)
+    checks = {part: {name: check("complex") for name, check in rows.items()} for part, rows in everything().items()}
+
+    images, image, three = (2, 4, 4, 3), (2, 4, 4, 1), (3,)
+    x, norm = {"x": images}, {"x": images, "gamma": three, "beta": three}
+    running = {"running_mean": three, "running_var": three}
+    target, weight_3, weight_2 = {"target": image}, (3, 3, 3, 2), (2, 2, 3, 2)
+    key = {"key": Key(seed=0)}
+    assert checks["op"] == {
+        "conv2d 3x3": ("conv2d", {"x": images, "weight": weight_3, "bias": (2,)}, {}),
+        "conv2d 2x2, stride 2, padding 1": (
+            "conv2d",
+            {"x": images, "weight": weight_2, "bias": None},
+            {"stride": 2, "padding": 1},
+        ),
+        "conv_transpose2d 3x3": ("conv_transpose2d", {"x": images, "weight": weight_3, "bias": (2,)}, {}),
+        "conv_transpose2d 2x2": ("conv_transpose2d", {"x": images, "weight": weight_2, "bias": None}, {}),
+        "max_pool2d": ("max_pool2d", x, {}),
+        "batch_norm2d, training": ("batch_norm2d", norm, {"training": True, **running}),
+        "batch_norm2d, inference": ("batch_norm2d", norm, {"training": False, **running}),
+        "relu": ("relu", x, {}),
+        "sigmoid": ("sigmoid", x, {}),
+        "dropout": ("dropout", x, {"rate": 0.3, **key}),
+        "concat": ("concat", {"up": images, "skip": (2, 4, 4, 2)}, {}),
+    }
+    assert checks["loss"] == {
+        "dice, over the batch": ("dice_loss", {"probabilities": image}, target),
+        "dice, over each image": ("dice_loss", {"probabilities": image}, {**target, "over": "image"}),
+        "bce_with_logits": ("bce_with_logits", {"logits": image}, target),
+        "segmentation: dice + bce": ("segmentation_loss", {"logits": image}, target),
+    }
+    convs = {"conv1.weight": weight_3, "conv1.bias": (2,), "conv2.weight": (3, 3, 2, 2), "conv2.bias": (2,)}
+    norms = {f"norm{n}.{name}": (2,) for n in (1, 2) for name in ("gamma", "beta")}
+    assert checks["layer"] == {
+        "Conv2d": ("Conv2d", images, {"weight": weight_3, "bias": (2,)}, {}),
+        "ConvTranspose2d": ("ConvTranspose2d", images, {"weight": weight_3, "bias": (2,)}, {}),
+        "BatchNorm2d": ("BatchNorm2d", images, {"gamma": three, "beta": three}, {"training": True}),
+        "Dropout": ("Dropout", images, {}, key),
+        "DoubleConv": ("DoubleConv", images, {**convs, **norms}, {"training": True}),
+    }
+    config = {"widths": (2, 3, 4), "dropout": 0.3, "out_channels": 1, "up_kernel": 3, "conv_bias": True}
+    other = {"out_channels": 2, "up_kernel": 2, "conv_bias": False}
+    sampling = {"exhaustive": 4, "samples": 2, "directions": 1}
+    assert checks["net"] == {
+        "UNet, depth 2": (config, (2, 8, 8, 3), (2, 8, 8, 1), True, sampling),
+        "UNet, 2 masks, up 2x2, no conv bias": ({**config, **other}, (2, 8, 8, 3), (2, 8, 8, 2), True, sampling),
+    }
+
+
 def test_command_prints_one_table_without_a_warning():
     command = [sys.executable, "-W", "error", "-m", "minunet.gradcheck"]
     result = subprocess.run(
@@ -398,12 +561,19 @@ def test_command_fails_and_says_what_is_wrong(monkeypatch, capsys, wrong):
         gradients = {name: factor * g for name, g in cubes_gradients(**inputs).items()}
         return gradcheck.METHODS[method](cubes, inputs, gradients, title="cubes")
 
-    monkeypatch.setattr(gradcheck, "everything", lambda: {"op": {"cubes of two": check}})
+    monkeypatch.setattr(gradcheck, "everything", lambda: {"op": {"cubes of two": check, "and again": check}})
     assert gradcheck.main() == (1 if wrong else 0)
     printed = capsys.readouterr().out
     assert ("WRONG" in printed) == (wrong is not None)
-    assert ("cubes: error 5.0e-01" in printed) == (wrong is not None)
+    assert printed.count("cubes: error 5.0e-01") == (2 if wrong else 0)
     assert ("all right" in printed) == (wrong is None)
+    lines = printed.splitlines()
+    assert "Error: largest difference / largest gradient." in lines[1]
+    assert lines[2] == ""
+    assert [len(line) for line in lines[3:6]] == [87, 87, 87]  # two lines of head, a rule, and then the rows
+    assert lines[5] == lines[8] == "-" * 87
+    assert len(lines[6].removesuffix("  WRONG")) == 87
+    assert lines[6].split()[:4] == ["op", "cubes", "of", "two"]
 
 
 @pytest.mark.parametrize("distance", [3e-6, -3e-6, 3e-7])

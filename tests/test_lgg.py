@@ -1,6 +1,11 @@
 """The reader of the Kaggle layout: what it reads, in which order, and that whatever is wrong is named in one line."""
 
+import errno
 import os
+import re
+import subprocess
+import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -83,10 +88,26 @@ def test_limit_and_patients(data):
 
 
 def test_names_of_people_with_spaces_letters_dashes_and_newlines(tmp_path):
-    names = ("-rf", "anna & ben", "größe", "new\nline")
+    names = ("-rf", "anna & ben", "größe", "new\nline", "x" * 240)
     for name in names:
         write_pair(tmp_path / name, name, 1)
     assert lgg.read_folder(tmp_path, size=8).patients == tuple(sorted(names))
+
+
+def test_a_path_too_long_for_the_system(data):
+    message = refusal(lgg.read_folder, data / ("x" * 300), 8)
+    assert message.endswith(f"cannot be listed ({os.strerror(errno.ENAMETOOLONG)}); check its permissions")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are text there")
+def test_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"ren\xe9")
+    write_pair(tmp_path / name, name, 1)
+    slices = lgg.read_folder(tmp_path, size=8)
+    assert slices.patients == (r"ren\udce9",)
+    assert Path(slices.files[0]).exists()
+    Path(slices.files[0]).write_bytes(b"broken")
+    assert r"ren\udce9_1.tif: cannot be read" in refusal(lgg.read_folder, tmp_path, 8)
 
 
 def test_hidden_files_and_other_files_are_passed_over(data):
@@ -158,6 +179,13 @@ def test_a_shrunk_image_averages_every_pixel_and_stays_in_place():
     np.testing.assert_array_equal(shrunk[..., 1], shrunk[..., 0].T)
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(600, 300, 12), (1024, 2, 2), (257, 257, 1)])
+def test_a_resized_mask_of_many_rows(height, width, size):
+    mask = np.random.default_rng(8).integers(0, 2, (height, width), dtype=np.uint8)
+    share = mask.reshape(size, height // size, size, width // size).mean(axis=(1, 3))
+    np.testing.assert_array_equal(lgg.resize_mask(mask, size), share >= 0.5)
+
+
 def test_both_are_resized_on_reading(tmp_path):
     image, mask = write_pair(tmp_path / "anna", "anna", 1, size=(12, 12))
     slices = lgg.read_folder(tmp_path, size=6)
@@ -168,16 +196,34 @@ def test_both_are_resized_on_reading(tmp_path):
 # ------------------------------------------------------------------------------------------ what is wrong with files
 
 
-def test_sixteen_bits_stay_no_secret(tmp_path):
-    # Pillow would reduce these to 8 bits without a word.
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    # Pillow would reduce them to their upper 8 bits without a word.
     deep = np.random.default_rng(5).integers(0, 2**16, (8, 8), dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "grey.tif")
-    Image.fromarray(deep).save(tmp_path / "grey.png")
     for name in ("grey.tif", "grey.png"):
-        for read in (lgg.read_image, lgg.read_mask):
-            assert f"{name}: 16 bits a channel, expected 8" in refusal(read, tmp_path / name)
+        Image.fromarray(deep).save(tmp_path / name)
+        assert f"{name}: 16 bits a channel, expected 8" in refusal(lgg.read_image, tmp_path / name)
+        message = refusal(lgg.read_mask, tmp_path / name)
+        assert re.search(r"a mask with the values (\d+, ){8}\.\.\.; expected", message)
     (tmp_path / "rgb.tif").write_bytes(tiff_by_hand(2, 2, bits=16))
-    assert "rgb.tif: 16 bits a channel, expected 8" in refusal(lgg.read_image, tmp_path / "rgb.tif")
+    message = refusal(lgg.read_image, tmp_path / "rgb.tif")
+    assert "rgb.tif: 16 bits a channel, expected 8; scale it" in message
+    assert "by the same factor" in message
+
+
+@pytest.mark.parametrize("values", [(0, 65535), (0, 255), (0, 1), (65535,)])
+def test_masks_of_sixteen_bits(tmp_path, values):
+    mask = np.random.default_rng(6).choice(np.array(values, np.uint16), (8, 8))
+    for name in ("mask.tif", "mask.png"):
+        Image.fromarray(mask).save(tmp_path / name)
+        np.testing.assert_array_equal(lgg.read_mask(tmp_path / name), mask > 0)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (1, 2), (0, 254), (0, 2), (0, 255, 65535), (0, 65534), (4095, 0)])
+def test_masks_of_three_values_or_of_others(tmp_path, values):
+    mask = np.array(values, np.uint16 if max(values) > 255 else np.uint8).reshape(1, -1)
+    Image.fromarray(mask).save(tmp_path / "mask.tif")
+    listed = ", ".join(str(value) for value in sorted(values))
+    assert f"a mask with the values {listed};" in refusal(lgg.read_mask, tmp_path / "mask.tif")
 
 
 def tiff_by_hand(width, height, bits):
@@ -298,6 +344,71 @@ def test_a_header_that_claims_too_many_pixels_is_refused(data, size):
     message = refusal(lgg.read_folder, data, 8)
     assert message.startswith(str(first_image(data)))
     assert "the ceiling of 67108864" in message
+
+
+def test_a_file_larger_than_any_such_image_is_not_opened(data):
+    with first_image(data).open("r+b") as file:
+        file.truncate(lgg.MAX_BYTES + 1)  # holds no data: takes no room on the disk
+    message = refusal(lgg.read_folder, data, 8)
+    assert message == f"{first_image(data)}: above the ceiling of {lgg.MAX_BYTES} bytes; make it smaller"
+
+
+def test_a_header_larger_than_any_is_refused_before_it_is_read_to_its_end(data, monkeypatch):
+    monkeypatch.setattr(lgg._Reader, "allowance", 100)
+    message = refusal(lgg.read_folder, data, 8, limit=1)
+    assert message.startswith(f"{data}: 2 faults: {first_image(data)}: a header of more than ")
+    monkeypatch.setattr(lgg._Reader, "allowance", 10_000)
+    assert len(lgg.read_folder(data, size=8)) == 6
+
+
+def test_the_pixels_may_be_more_than_the_header(tmp_path):
+    image = np.random.default_rng(7).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "large.tif")
+    assert (tmp_path / "large.tif").stat().st_size > lgg.MAX_HEADER_BYTES
+    np.testing.assert_array_equal(lgg.read_image(tmp_path / "large.tif"), image)
+
+
+def test_damaged_compressed_files_leave_stderr_to_us(data, capfd):
+    # libtiff prints to the process's own stderr; what Python and others print there must still get through.
+    picture = Image.open(first_image(data))
+    for compression in ("tiff_adobe_deflate", "tiff_lzw", "jpeg"):
+        picture.save(first_image(data), compression=compression)
+        content = bytearray(first_image(data).read_bytes())
+        content[8:60] = bytes(52)  # libtiff puts the pixels first, and the directory last
+        first_image(data).write_bytes(content)
+        assert "decoder error" in refusal(lgg.read_folder, data, 8)
+    picture.close()
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
+
+
+def test_stderr_is_silent_while_any_thread_needs_it_and_no_longer(capfd):
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with lgg._STDERR_SILENCED:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with lgg._STDERR_SILENCED:
+        thread.start()
+        inside.wait()
+    os.write(2, b"swallowed\n")  # the other thread is still inside
+    leave.set()
+    thread.join()
+    os.write(2, b"shown\n")
+    assert capfd.readouterr().err == "shown\n"
+
+
+def test_compressed_files_are_read_without_a_stderr(data):
+    with Image.open(first_image(data)) as picture:
+        picture.load()
+    picture.save(first_image(data), compression="tiff_lzw")
+    # The first file that is opened then has the number of stderr.
+    script = "import sys; from minunet.data import lgg; print(len(lgg.read_folder(sys.argv[1], 8)))"
+    command = ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", script, str(data)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == "6\n"
 
 
 def test_a_pipe_under_the_name_of_a_tiff_does_not_hang(data):

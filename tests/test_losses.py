@@ -143,6 +143,14 @@ def test_bce_of_large_logits_is_finite_and_warns_of_nothing(z, t, loss, dtype):
     assert bce_with_logits_backward(cache).item() == (z > 0) - t
 
 
+@pytest.mark.parametrize("z", [0.1, 0.7, 3.0, 5.0])
+def test_the_mean_of_equal_losses_of_float32_is_that_loss(z):
+    """It is accumulated in float64: a float32 sum of 99,999 equal numbers is not 99,999 times the number."""
+    one, _ = bce_with_logits_forward(images([z]).astype("float32"), images([0]))
+    many, _ = bce_with_logits_forward(images([z] * 99_999).astype("float32"), images([0] * 99_999))
+    assert many == one
+
+
 # --- Their sum ------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +193,24 @@ def test_a_target_of_any_dtype_means_the_same(forward, dtype):
     assert loss.dtype == np.float64
 
 
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [
+        (dice_loss_forward, dice_loss_backward),
+        (bce_with_logits_forward, bce_with_logits_backward),
+        (segmentation_loss_forward, segmentation_loss_backward),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float64"])
+def test_a_target_of_any_dtype_gives_the_same_gradient(forward, backward, dtype):
+    x, t = images([0.2, 0.7, 0.4]).astype("float32"), images([1, 0, 1])
+    _, expected_cache = forward(x, t.astype("float32"))
+    _, cache = forward(x, t.astype(dtype))
+    gradient = backward(cache)
+    assert gradient.dtype == np.float32
+    assert np.array_equal(gradient, backward(expected_cache))
+
+
 @forwards
 @pytest.mark.parametrize(
     ("target", "message"),
@@ -193,6 +219,7 @@ def test_a_target_of_any_dtype_means_the_same(forward, dtype):
             images([0, 255]),
             r"^target must lie in \[0, 1\], got values from 0.0 to 255.0; divide a mask of 0 and 255 by 255",
         ),
+        (images([0, 1.01]), r"^target must lie in \[0, 1\], got values from 0.0 to 1.01"),
         (images([-0.1, 1]), r"^target must lie in \[0, 1\], got values from -0.1 to 1.0"),
         (images([0, np.nan]), r"^target must lie in \[0, 1\]"),
         (images([0, 1, 1]), r"^target must have the shape of the prediction, \(1, 1, 2, 1\), got \(1, 1, 3, 1\)"),

@@ -87,6 +87,13 @@ def test_steps_in_place_and_leaves_the_gradients():
         assert np.array_equal(grads[name], copies[name])
 
 
+def test_moments_below_the_smallest_normal_number_are_0_and_that_number_is_not():
+    tiny = float(np.finfo(np.float64).tiny)
+    optimizer = AdamW({"w": np.zeros(4)}, betas=(0.0, 0.0))
+    optimizer.step({"w": np.array([tiny, tiny / 2, -tiny, -tiny / 2])})
+    assert optimizer.first_moment["w"].tolist() == [tiny, 0.0, -tiny, 0.0]
+
+
 def test_a_dead_parameter_does_not_move_and_is_not_nan():
     theta = {"w": np.array([3.0])}
     optimizer = AdamW(theta, lr=0.1, eps=1e-7, weight_decay=0.0)
@@ -118,8 +125,9 @@ def test_step_refuses_other_names_and_changes_nothing():
     theta = arrays(0)
     optimizer = AdamW(theta)
     missing = {name: g for name, g in arrays(1).items() if name != "conv.bias"}
-    for wrong in (missing, {**arrays(1), "head.weight": np.zeros(1)}):
-        with pytest.raises(ValueError, match=r"^grads must name every parameter, and no other"):
+    more = {**arrays(1), "head.weight": np.zeros(1)}
+    for wrong, names in ((missing, "'conv.bias'"), (more, "'head.weight'"), ({**missing, "b": 0}, "'b', 'conv.bias'")):
+        with pytest.raises(ValueError, match=rf"^grads must name every parameter, and no other: \[{names}\]$"):
             optimizer.step(wrong)
     assert optimizer.steps == 0
     assert all(np.array_equal(theta[name], before) for name, before in arrays(0).items())
@@ -146,6 +154,7 @@ def test_warmup_cosine_at_its_corners():
 def test_without_warmup_it_begins_at_the_peak_and_ends_at_zero():
     assert warmup_cosine(0, total_steps=5, peak=0.3) == 0.3
     assert warmup_cosine(5, total_steps=5, peak=0.3) == 0.0
+    assert warmup_cosine(2, total_steps=4, peak=0.3) == pytest.approx(0.15, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +248,13 @@ def test_the_decay_reaches_0_999_and_no_more():
     assert ema.average["w"].item() == 0.999
 
 
+def test_without_decay_the_average_is_the_last_value():
+    value = {"w": np.zeros(1)}
+    ema = WeightEMA(value, max_decay=0.0)
+    ema.update({"w": np.array([3.0])})
+    assert ema.average["w"].item() == 3.0
+
+
 def test_the_average_keeps_dtype_and_arrays():
     values = {"w": np.zeros(2, "float32")}
     ema = WeightEMA(values)
@@ -253,3 +269,18 @@ def test_the_average_keeps_dtype_and_arrays():
 def test_the_average_refuses(max_decay):
     with pytest.raises(ValueError, match=rf"^max_decay must be in \[0, 1\), got {max_decay}"):
         WeightEMA({}, max_decay)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_moments_of_a_dead_channel_become_zero_and_never_denormal(dtype):
+    tiny = np.finfo(dtype).tiny
+    optimizer = AdamW({"w": np.ones(2, dtype)}, weight_decay=0.0)
+    optimizer.first_moment["w"][...] = 4 * tiny
+    optimizer.second_moment["w"][...] = tiny
+    optimizer.steps = 1000
+    gradients = {"w": np.array([0.0, 1.0], dtype)}
+    for _ in range(20):
+        optimizer.step(gradients)
+        moments = np.stack([optimizer.first_moment["w"], optimizer.second_moment["w"]])
+        assert np.all((moments == 0) | (moments >= tiny))
+    assert np.array_equal(moments > 0, [[False, True], [False, True]])

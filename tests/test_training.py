@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minunet import metrics, optim, training
+from minunet import checkpoint, metrics, optim, training
 from minunet.checkpoint import load, load_net, sha256_of_arrays
 from minunet.data import phantom
 from minunet.data.augment import PRESETS, Augmentation
@@ -268,18 +268,53 @@ def test_the_monitored_quantity_chooses_the_best_epoch(slices, tmp_path, monitor
 
 
 def test_divergence_names_the_place_and_the_files_and_keeps_the_last_checkpoint(slices, tmp_path):
-    run(slices, tmp_path, should_stop=stop_after(2))
-    before = final_weights(tmp_path)
     train, _ = slices
     net = tiny_net(dtype="float32")
+    before = sha256_of_arrays(all_arrays(net))
     config = replace(CONFIG, lr=1e30, clip_norm=None, warmup_epochs=0)
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(Diverged, match=r"epoch 1, step \d+: the loss is .*, first in the .*; the batch was ") as raised,
-    ):
+    with pytest.raises(Diverged, match=r"epoch 1, step \d+: the loss is .*, first in the .*; the batch was ") as raised:
         run(slices, tmp_path, config, net=net)
     assert any(file in str(raised.value) for file in train.files)
-    assert final_weights(tmp_path) == before
+    kept, _ = load_net(tmp_path / "last.npz", "raw")
+    assert sha256_of_arrays(all_arrays(kept)) == before
+
+
+def test_a_network_that_overflows_on_whole_patients_has_diverged(slices, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "evaluate", lambda *arguments, **options: training.Evaluation(np.inf, 0.0))
+    with pytest.raises(Diverged, match="epoch 1, after its last step: the loss on validation patients is inf"):
+        run(slices, tmp_path)
+    assert load(tmp_path / "last.npz")[1]["progress"]["epoch"] == 0
+
+
+def test_what_is_not_as_it_was_is_said_on_resuming(slices, tmp_path, monkeypatch, capsys):
+    run(slices, tmp_path, should_stop=stop_after(4))
+    monkeypatch.setattr(training, "environment", lambda: checkpoint.environment() | {"numpy": "1.0"})
+    assert run(slices, tmp_path, resume=True).finished
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"warning: not as it was, so that the last bits may differ: numpy was {np.__version__!r}, is '1.0'"
+
+
+def test_other_pixels_cannot_be_resumed_on(slices, tmp_path):
+    run(slices, tmp_path, should_stop=stop_after(1))
+    train, validation = slices
+    images = train.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="train_sha256 was .*, resume with the same settings and data"):
+        run((replace(train, images=images), validation), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("batch_size", "images", "refused"), [(1, 4, True), (4, 9, True), (4, 10, False)])
+def test_one_value_a_channel_is_refused_before_the_first_step(slices, tmp_path, batch_size, images, refused):
+    net = UNet(widths=(2, 2, 2, 2, 2), dropout=0.0)  # 16 x 16 pixels become one
+    config = replace(CONFIG, epochs=1, warmup_epochs=0, batch_size=batch_size, images_per_epoch=images)
+    if refused:
+        with pytest.raises(
+            UserError, match=f"--batch-size: {batch_size} leaves a batch of one image, which at 16 x 16"
+        ):
+            run(slices, tmp_path / "run", config, net=net)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert run(slices, tmp_path / "run", config, net=net).finished
 
 
 def test_flip_average_is_the_mean_over_both_views(slices):

@@ -274,6 +274,15 @@ def test_the_seed_decides_the_weights():
     assert not np.array_equal(net.parameters()["down1.conv1.weight"], net.parameters()["down1.conv2.weight"])
 
 
+def test_head_and_transposed_convolutions_are_drawn_from_glorot_and_the_others_from_he():
+    parameters = UNet(widths=(16, 16)).parameters()
+    for name, array in parameters.items():
+        if name.endswith("weight"):
+            height, width, c_in, c_out = array.shape
+            limit = np.sqrt(6 / (height * width * (c_in + c_out)))  # which he reaches beyond
+            assert (np.abs(array).max() <= limit) == (name in ("head.weight", "up1.up.weight")), name
+
+
 def test_config_builds_the_same_network():
     net = UNet(2, 3, [2, 4], 0.1, 2, 1, False, 9, "float64")
     assert net.config == {

@@ -94,7 +94,7 @@ def augment(
 def draw_matrix(augmentation: Augmentation, generator: np.random.Generator) -> np.ndarray:
     """One affine map from output to input places: float64 (2, 2), acting on (row, column) from the centre.
 
-    All four numbers are always drawn, so that leaving one part out does not change the draws of the others.
+    All five numbers are always drawn, so that leaving one part out does not change the draws of the others.
     """
     flip_vertical, flip_horizontal = generator.random(2) < (augmentation.flip_vertical, augmentation.flip_horizontal)
     angle = math.radians(generator.uniform(-1, 1) * augmentation.rotation)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minunet.gradcheck import check_op
 from minunet.ops import conv2d_backward, conv2d_forward
 from minunet.ops.conv2d import output_size
 from tests.strategies import conv2d_cases, seeds
@@ -67,6 +68,15 @@ def test_the_two_axes_are_padded_apart():
     assert cache.pad == ((1, 2), (0, 0))
 
 
+@pytest.mark.parametrize("kernel_size", [(4, 1), (1, 4), (3, 5)])
+def test_the_padding_of_each_axis_is_cut_from_its_gradient(kernel_size):
+    """Top and left differ, so a gradient whose axes are exchanged is shifted."""
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((1, 4, 5, 2)), "weight": rng.standard_normal((*kernel_size, 2, 1)), "bias": None}
+    report = check_op(conv2d_forward, conv2d_backward, inputs)
+    assert report.ok(), str(report)
+
+
 @given(seed=seeds, height=st.integers(1, 6), width=st.integers(1, 6), half=st.integers(0, 2))
 def test_a_delta_kernel_is_the_identity(seed, height, width, half):
     x = np.random.default_rng(seed).standard_normal((2, height, width, 3))
@@ -112,6 +122,35 @@ def test_nan_reaches_only_the_windows_that_see_it():
     expected = np.zeros((5, 5), dtype=bool)
     expected[1:4, 2:5] = True
     assert np.array_equal(np.isnan(y[0, :, :, 0]), expected)
+
+
+def test_gradients_of_float32_are_accumulated_in_float64():
+    """100,000 rows of one pixel: each adds one product to dweight."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((1, 100_000, 1, c)).astype("float32") for c in (3, 2))
+    weight, bias = rng.standard_normal((1, 1, 3, 2)).astype("float32"), np.zeros(2, "float32")
+    _, cache = conv2d_forward(x, weight, bias, stride=1)
+    _, dweight, dbias = conv2d_backward(dy, cache)
+    products = x[0].swapaxes(1, 2) * dy[0]
+    for found, terms in ((dweight[0, 0], products), (dbias, dy[0, :, 0])):
+        assert np.array_equal(found, terms.astype("float64").sum(axis=0).astype("float32"))
+
+
+def test_float32_is_not_widened_on_the_way():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((1, 20, 20, c)).astype("float32") for c in (3, 5))
+    weight = rng.standard_normal((1, 1, 3, 5)).astype("float32")
+    y, cache = conv2d_forward(x, weight, None, stride=1)
+    dx, _, _ = conv2d_backward(dy, cache)
+    assert np.array_equal(y, x @ weight[0, 0])
+    assert np.array_equal(dx, dy @ np.ascontiguousarray(weight[0, 0].T))
+
+
+def test_results_do_not_keep_the_padded_image_alive():
+    y, cache = conv2d_forward(np.ones((1, 5, 5, 1)), np.ones((3, 3, 1, 1)), None)
+    dx, _, _ = conv2d_backward(np.full_like(y, 2.0), cache)
+    assert y.flags.owndata
+    assert dx.flags.owndata
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,35 @@ def test_is_the_adjoint_of_the_strided_convolution(seed, stride, kernel, out):
     assert np.abs(back_weight - dweight.swapaxes(2, 3)).max() <= 1e-13 * np.abs(dweight).max()
 
 
+def test_gradients_of_float32_are_accumulated_in_float64():
+    """100,000 rows of one pixel: each adds one product to dweight."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((1, 100_000, 1, c)).astype("float32") for c in (3, 2))
+    weight, bias = rng.standard_normal((1, 1, 3, 2)).astype("float32"), np.zeros(2, "float32")
+    _, cache = conv_transpose2d_forward(x, weight, bias, stride=1)
+    _, dweight, dbias = conv_transpose2d_backward(dy, cache)
+    products = x[0].swapaxes(1, 2) * dy[0]
+    for found, terms in ((dweight[0, 0], products), (dbias, dy[0, :, 0])):
+        assert np.array_equal(found, terms.astype("float64").sum(axis=0).astype("float32"))
+
+
+def test_float32_is_not_widened_on_the_way():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((1, 20, 20, c)).astype("float32") for c in (3, 5))
+    weight = rng.standard_normal((1, 1, 3, 5)).astype("float32")
+    y, cache = conv_transpose2d_forward(x, weight, None, stride=1)
+    dx, _, _ = conv_transpose2d_backward(dy, cache)
+    assert np.array_equal(y, x @ weight[0, 0])
+    assert np.array_equal(dx, dy @ np.ascontiguousarray(weight[0, 0].T))
+
+
+def test_results_do_not_keep_the_padded_image_alive():
+    y, cache = conv_transpose2d_forward(np.ones((1, 5, 5, 1)), np.ones((3, 3, 1, 1)), None)
+    dx, _, _ = conv_transpose2d_backward(np.full_like(y, 2.0), cache)
+    assert y.flags.owndata
+    assert dx.flags.owndata
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,21 @@ def test_by_hand():
     y, cache = dropout_forward(x, 0.75, key=key)
     expected = [4 * value if draw >= 49152 else 0.0 for value, draw in zip(x.ravel(), draws, strict=True)]
     assert y.ravel().tolist() == expected
-    assert dropout_backward(np.ones_like(x), cache).ravel().tolist() == [4.0 * (value > 0) for value in expected]
+    dy = np.array([1.0, -2.0, 3.0, 5.0, 0.5, -7.0])
+    dx = dropout_backward(dy.reshape(x.shape), cache)
+    assert dx.ravel().tolist() == [4 * slope * (value > 0) for slope, value in zip(dy, expected, strict=True)]
+
+
+@given(key=keys())
+def test_a_draw_equal_to_the_threshold_is_kept(key):
+    """So that the share dropped is round(rate * 65536) / 65536 exactly."""
+    draws = random_uint16(key, 6)
+    rate = float(draws[2]) / 65536
+    _, cache = dropout_forward(np.ones((1, 1, 2, 3)), rate, key=key)
+    assert cache.kept.ravel().tolist() == (draws >= draws[2]).tolist()
+    # A rate a little above it is rounded down to it.
+    _, cache = dropout_forward(np.ones((1, 1, 2, 3)), (draws[2] + 0.3) / 65536 % 1, key=key)
+    assert cache.kept.ravel().tolist() == (draws >= draws[2]).tolist()
 
 
 @given(key=keys(), rate=rates)

@@ -57,7 +57,16 @@ def test_windows_wider_than_a_byte_can_number():
     x[0, 16, 16] = x[0, 15, 17] = 1.0
     y, cache = max_pool2d_forward(x, 17)
     assert y.ravel().tolist() == [1, 1]
-    assert np.array_equal(max_pool2d_backward(np.ones_like(y), cache), x)
+    dx = max_pool2d_backward(np.array([2.0, 3.0]).reshape(y.shape), cache)
+    assert (dx[0, 16, 16], dx[0, 15, 17]) == (2.0, 3.0)
+    assert np.count_nonzero(dx) == 2
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2, "uint8"), (16, "uint8"), (17, "int32")])
+def test_the_winner_takes_one_byte_as_long_as_it_can(size, dtype):
+    """It is kept from forward to backward for every pixel: four bytes would be as much as the activation itself."""
+    _, cache = max_pool2d_forward(np.zeros((1, size, size, 1)), size)
+    assert cache.winner.dtype == dtype
 
 
 @given(case=max_pool2d_cases())

@@ -13,7 +13,7 @@ from minunet.ops import sigmoid_backward, sigmoid_forward
 
 def sigmoid_and_slope(x, dtype="float64"):
     y, cache = sigmoid_forward(np.full((1, 1, 1, 1), x, dtype))
-    return y.item(), sigmoid_backward(np.ones_like(y), cache).item()
+    return y.item(), sigmoid_backward(np.full_like(y, 2.0), cache).item() / 2
 
 
 def exact(x):
@@ -29,6 +29,15 @@ def test_value_and_slope_have_all_their_digits(x):
     s, complement = exact(x)
     assert abs(Fraction(y) - s) <= Fraction(4e-16) * s
     assert abs(Fraction(slope) - s * complement) <= Fraction(8e-16) * s * complement
+
+
+@given(x=st.floats(-708, 708))
+def test_the_cache_holds_s_of_x_and_of_minus_x_bit_for_bit(x):
+    """Both are made of e^-|x|, so the two sides of 0 are computed from the same number."""
+    y, cache = sigmoid_forward(np.full((1, 1, 1, 1), x))
+    mirrored, mirrored_cache = sigmoid_forward(np.full((1, 1, 1, 1), -x))
+    assert (cache.y, cache.complement) == (y, mirrored)
+    assert (mirrored_cache.y, mirrored_cache.complement) == (mirrored, y)
 
 
 @pytest.mark.parametrize(
