@@ -669,7 +669,8 @@ NO_MORE_MEMORY = """
 @case("27 out of memory")
 def _(place):
     words = ("--batch-size: out of memory, a step on a batch of 300 takes about ", " GB are free, choose at most ")
-    return Broken(place, NO_MORE_MEMORY, 2, words, ("--batch-size", "300", "--image-size", "32"))
+    # At 64 pixels the arrays of a step are too large for the allocator to keep: freed, they leave the process.
+    return Broken(place, NO_MORE_MEMORY, 2, words, ("--batch-size", "300", "--image-size", "64"))
 
 
 def disk(place, megabytes):
