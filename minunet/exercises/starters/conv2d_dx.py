@@ -1,0 +1,30 @@
+"""Exercise conv2d_dx: write the gradient of a convolution with respect to its input.
+
+Forward, with x_pad for x with its border of zeros and s for the stride:
+
+    y[n, i, j, o] = bias[o] + sum over u, v, c of  x_pad[n, s*i + u, s*j + v, c] * weight[u, v, c, o]
+
+Return dx, given dy. dy and the cache stay as they are. Loops are welcome: the arrays are small.
+
+    python -m minunet.exercises conv2d_dx FILE        checks this file
+    python -m minunet.exercises conv2d_dx --hint 1    (then 2, 3)
+
+To read: docs/derivations/conv2d.md, down to "The lines it becomes".
+"""
+
+import numpy as np
+
+from minunet.backend import Array
+from minunet.ops.conv2d import Conv2dCache
+
+
+def conv2d_dx(dy: Array, cache: Conv2dCache) -> Array:
+    """Return dx, (N, H, W, C_in).
+
+    dy            (N, H_out, W_out, C_out), the gradient with respect to y
+    cache.x       (N, H, W, C_in): here only its shape matters
+    cache.weight  (KH, KW, C_in, C_out)
+    cache.pad     ((top, bottom), (left, right)): how many zeros forward has put around x
+    cache.stride  s
+    """
+    raise NotImplementedError
