@@ -1,0 +1,1 @@
+"""The pages, and the code that draws their pictures: ``python -m docs.figures``."""
