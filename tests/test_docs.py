@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib.util
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ OPS = sorted(name.removesuffix("_forward") for name in ops.__all__ if name.endsw
 QUOTE_MARKER = re.compile(r"<!-- from (?P<path>\S+): (?P<name>[\w.]+) -->")
 LINK = re.compile(r"!?\[[^\]]*\]\(<?(?P<target>[^)\s>]+)>?\)")
 REPOSITORY_PATH = re.compile(r"(?<![\w./-])((?:minunet|tests|docs|examples|benchmarks)/[\w./-]+\.(?:py|md))")
-COMMAND_MODULE = re.compile(r"python -m (minunet[\w.]*)")
+COMMAND_MODULE = re.compile(r"python -m ((?:minunet|tests|docs)\b[\w.]*)")
+COMMAND_FILE = re.compile(r"python ([\w/]+\.py)")
+EXPLAINS = re.compile(r"^Explains (?P<functions>.+?)\. ", re.MULTILINE)
 DISPLAY_MATHS = re.compile(r"^\$\$\n(.+?)\n\$\$$", re.MULTILINE | re.DOTALL)
 INLINE_MATHS = re.compile(r"(?<![\w$`])\$(?!`)([^$\n]+?)\$(?![\w$])")
 
@@ -87,7 +90,7 @@ def definition(path: Path, name: str) -> list[str]:
     for part in name.split("."):
         found = [node for node in body if getattr(node, "name", None) == part]
         if not found:
-            raise LookupError(f"{path.relative_to(ROOT)} has no {name}")
+            raise LookupError(f"{path} has no {name}")
         node = found[-1]
         body = getattr(node, "body", [])
     return source.splitlines()[node.lineno - 1 : node.end_lineno]
@@ -129,10 +132,62 @@ def test_every_marker_has_its_block():
         assert len(markers) == len(list(quotes(page))), page_id(page)
 
 
+# --- derivations ------------------------------------------------------------------------------------------------------
+
+DERIVATIONS = sorted((ROOT / "docs" / "derivations").glob("*.md"))
+SECTIONS = [
+    "By hand",
+    "Forward",
+    "Backward, step by step",
+    "The lines it becomes",
+    "How it is tested",
+    "What goes wrong",
+]
+
+
+def explained(page: Path) -> list[tuple[Path, str]]:
+    """The functions that ``page`` says it explains, with the file of each: "Explains `a` and `b` in [file](link)"."""
+    found = EXPLAINS.search(page.read_text())
+    assert found, f"{page_id(page)} has no line that begins with Explains"
+    waiting: list[str] = []
+    functions = []
+    for name, link in re.findall(r"`([\w.]+)`|\]\((\S+?\.py)\)", found["functions"]):
+        if name:
+            waiting.append(name)
+        else:  # a link to a file: it has the functions named since the last one
+            functions += [((page.parent / link).resolve(), function) for function in waiting]
+            waiting = []
+    assert not waiting, f"{page_id(page)} does not say where {waiting} are"
+    return functions
+
+
+@pytest.mark.parametrize("page", DERIVATIONS, ids=page_id)
+def test_a_derivation_names_functions_that_exist_and_quotes_them(page):
+    functions = explained(page)
+    assert functions
+    quoted_ones = {(path, name) for _, path, name in quotes(page)}
+    for path, name in functions:
+        assert definition(path, name)  # raises LookupError if it was renamed
+        assert (path, name) in quoted_ones, f"{page_id(page)} explains {name} and quotes none of its lines"
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_every_op_has_a_page_that_quotes_forward_and_backward(op):
-    named = {name for _, _, name in quotes(ROOT / "docs" / "derivations" / f"{op}.md")}
-    assert {f"{op}_forward", f"{op}_backward"} <= named
+def test_every_op_has_a_derivation_of_its_forward_and_backward(op):
+    page = ROOT / "docs" / "derivations" / f"{op}.md"
+    assert {name for _, name in explained(page)} == {f"{op}_forward", f"{op}_backward"}
+    headings = re.findall(r"^## (.+)$", without_blocks(page.read_text()), flags=re.MULTILINE)
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
+    examples = "".join(block.text for block in fenced_blocks(page.read_text()) if ">>>" in block.text)
+    assert re.search(rf"{op}_forward\(", examples)
+    assert re.search(rf"{op}_backward\(", examples)
+
+
+def test_a_renamed_function_is_noticed(tmp_path):
+    source = tmp_path / "op.py"
+    source.write_text("def twice_backward(dy):\n    return 2 * dy\n")
+    assert definition(source, "twice_backward") == ["def twice_backward(dy):", "    return 2 * dy"]
+    with pytest.raises(LookupError, match="double_backward"):
+        definition(source, "double_backward")
 
 
 def test_a_changed_line_is_noticed():
@@ -163,6 +218,19 @@ def test_the_tour_meets_every_file_and_none_before_what_it_needs():
     assert not early, early
 
 
+def test_each_chapter_ends_with_a_link_to_the_next():
+    index = (ROOT / "docs" / "index.md").read_text()
+    lines = re.findall(r"^\d+\. .+$", index, flags=re.MULTILINE)
+    chapters = [ROOT / "docs" / link for line in lines for link in re.findall(r"\]\(([\w/]+\.md)\)", line)]
+    assert len(chapters) > 15
+    for chapter, following in itertools.pairwise(chapters):
+        last = chapter.read_text().rstrip().splitlines()[-1]
+        link = re.fullmatch(r"Next: \[(?P<title>.+)\]\((?P<path>.+)\)\.", last)
+        assert link, f"{page_id(chapter)} does not end with Next"
+        assert (chapter.parent / link["path"]).resolve() == following, page_id(chapter)
+        assert following.read_text().startswith(f"# {link['title']}\n"), page_id(chapter)
+
+
 # --- links and maths --------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +252,7 @@ def test_links_lead_somewhere(page):
         if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
             broken.append(target)
     broken += [path for path in REPOSITORY_PATH.findall(text) if not (ROOT / path).exists()]
+    broken += [path for path in COMMAND_FILE.findall(text) if "/" in path and not (ROOT / path).exists()]
     broken += [name for name in COMMAND_MODULE.findall(text) if not importlib.util.find_spec(name)]
     assert not broken, f"{page_id(page)}: {broken}"
 
@@ -200,3 +269,40 @@ def test_maths_reaches_the_reader(page):
     harmful = re.compile(r"\}_|\*|\\[^A-Za-z]|<\S")
     assert not [formula for formula in formulas if harmful.search(formula)]
     assert "$" not in INLINE_MATHS.sub("", prose), "a formula that GitHub does not see as one"
+
+
+# --- pictures, the reference, spelling --------------------------------------------------------------------------------
+
+
+def test_every_picture_is_shown_and_described():
+    shown = {}
+    for page in PAGES:
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text()):
+            shown[(page.parent / target).resolve()] = words
+    assert not [path.name for path, words in shown.items() if not words], "pictures without a description"
+    made = {path for path in (ROOT / "docs" / "pictures").iterdir() if path.suffix in (".png", ".gif")}
+    animated = {path.with_suffix(".png") for path in made if path.suffix == ".gif"}  # each with a still beside it
+    assert made - animated <= set(shown), f"never shown: {sorted(path.name for path in made - animated - set(shown))}"
+
+
+def test_the_reference_lists_every_module():
+    listed = [
+        (name, (page.parent / target).resolve())
+        for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+        for name, target in re.findall(r"^- \[(minunet[\w.]*)\]\((.+)\)$", page.read_text(), flags=re.MULTILINE)
+    ]
+    for name, path in listed:
+        module = ROOT / name.replace(".", "/")
+        assert path in (module.with_suffix(".py"), module / "__init__.py")
+    # The exercises and what is inside an engine are no part of what one calls.
+    inner = {ROOT / "minunet" / folder for folder in ("exercises", "engines/cpu", "engines/cuda")}
+    modules = {path for path in (ROOT / "minunet").rglob("[!_]*.py") if not inner & set(path.parents)}
+    assert sorted(path for _, path in listed) == sorted(modules | {ROOT / "minunet/engines/__init__.py"})
+
+
+def test_spelling():
+    """Misspellings that codespell knows; docs/words.txt holds what it takes for one and is none."""
+    codespell = pytest.importorskip("codespell_lib")
+    words = str(ROOT / "docs" / "words.txt")
+    pages = [str(page) for page in PAGES]
+    assert codespell.main("--builtin", "clear,rare", "--ignore-words", words, "--quiet-level", "2", *pages) == 0
