@@ -32,27 +32,35 @@ def main(arguments: list[str]) -> None:
         "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
     )
     cli.add_device_argument(parser)
+    cli.add_engine_arguments(parser)
     options = parser.parse_args(arguments)
 
     # Whatever can be wrong with the input is found before anything is written.
     device, output = cli.announce_device(options.device), Path(options.output)
     volumes = find_volumes(options.images)
-    predictor = Predictor.load(options.checkpoint, weights=options.weights, device=device)
-    channels = predictor.net.config["out_channels"]
-    check_results(volumes, output, channels)
-    prepared = [predictor.read(files) for files in volumes]
+    with Predictor.load(
+        options.checkpoint,
+        weights=options.weights,
+        device=device,
+        engine=options.engine,
+        precision=options.precision,
+        max_batch=max(map(len, volumes)),
+    ) as predictor:
+        channels = predictor.net.config["out_channels"]
+        check_results(volumes, output, channels)
+        prepared = [predictor.read(files) for files in volumes]
 
-    output.mkdir(parents=True, exist_ok=True)
-    for files, images in zip(volumes, prepared, strict=True):
-        volume = predictor.probabilities(images)
-        for file, probabilities in zip(files, volume, strict=True):
-            image = read_image(file)
-            masks = resize_probabilities(probabilities, *image.shape[:2]) > options.threshold
-            for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
-                mask = masks[..., k]
-                write_png(mask_path, 255 * mask.astype("uint8"))
-                write_png(overlay_path, overlay(display_image(image), mask))
-                print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
+        output.mkdir(parents=True, exist_ok=True)
+        for files, images in zip(volumes, prepared, strict=True):
+            volume = predictor.probabilities(images)
+            for file, probabilities in zip(files, volume, strict=True):
+                image = read_image(file)
+                masks = resize_probabilities(probabilities, *image.shape[:2]) > options.threshold
+                for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
+                    mask = masks[..., k]
+                    write_png(mask_path, 255 * mask.astype("uint8"))
+                    write_png(overlay_path, overlay(display_image(image), mask))
+                    print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
 
 
 def results(file: Path, output: Path, channels: int) -> list[tuple[Path, Path]]:

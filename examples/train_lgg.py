@@ -18,7 +18,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from minunet import UNet, cli, memory, training
+import numpy as np
+
+from minunet import UNet, cli, engines, memory, training
 from minunet.backend import to_device
 from minunet.checkpoint import environment, load_net
 from minunet.data import lgg, phantom, verify
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> None:
     size = summary(net, preset.image_size, preset.image_size)
     print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
     net = map_arrays(net, lambda array: to_device(array, device))
+    plain = engines.unsupported(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
+    needed = engines.step_bytes(device, options.engine if plain is None else "plain", options.precision)
     preprocessing = {
         "image_size": preset.image_size,
         "normalization": preset.normalization.to_dict(),
@@ -58,7 +62,7 @@ def main(arguments: list[str]) -> None:
             config = {**settings, "preprocessing": preprocessing, "patients": patients, "environment": environment()}
             write_text(folder / "config.json", json_text(config))
             write_samples(folder, train, preset.training, preset.normalization)
-        with cli.StopRequest() as stop, explained(preset, net):
+        with cli.StopRequest() as stop, explained(preset, net, needed):
             progress = training.fit(
                 net,
                 train,
@@ -67,6 +71,8 @@ def main(arguments: list[str]) -> None:
                 normalization=preset.normalization,
                 folder=folder,
                 device=device,
+                engine=options.engine,
+                precision=options.precision,
                 resume=options.resume is not None,
                 metadata={"preprocessing": preprocessing},
                 should_stop=lambda: stop.requested,
@@ -78,30 +84,44 @@ def main(arguments: list[str]) -> None:
 
         write_curves(folder, progress.history, progress.best_epoch)
         checkpoint = folder / f"{preset.keep}.npz"
-        kept, _ = load_net(checkpoint)
-        probabilities = training.predict_slices(
-            map_arrays(kept, lambda array: to_device(array, device)),
-            test,
-            preset.normalization,
-            device=device,
-            flip_average=preset.flip_average,
-        )
-        print(
-            write_test(
-                folder, test, probabilities, preset.normalization, checkpoint=checkpoint.name, split=options.split
-            )
-        )
+        probabilities = predict(checkpoint, test, preset, device, options)
+        extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": options.split}
+        if (held := memory.gpu_pool_bytes(net)) is not None:
+            extra["gpu_memory_bytes"] = held
+            print(f"GPU memory: {held / 1e9:.2f} GB at the peak")
+        print(write_test(folder, test, probabilities, preset.normalization, **extra))
         print(
             f"everything lies in {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
         )
 
 
+def predict(checkpoint: Path, slices: SliceSet, preset: Preset, device: str, options: argparse.Namespace) -> np.ndarray:
+    """The probabilities (S, H, W, 1) that the network in ``checkpoint`` gives for ``slices``."""
+    kept, _ = load_net(checkpoint)
+    kept = map_arrays(kept, lambda array: to_device(array, device))
+    with engines.build(kept, preset.training.loss, *sizes(preset), device, options.engine, options.precision) as engine:
+        return training.predict_slices(
+            kept,
+            slices,
+            preset.normalization,
+            device=device,
+            batch_size=preset.training.batch_size,
+            flip_average=preset.flip_average,
+            engine=engine,
+        )
+
+
+def sizes(preset: Preset) -> tuple[int, tuple[int, int]]:
+    """What an engine is built for: images a batch, height and width."""
+    return preset.training.batch_size, (preset.image_size, preset.image_size)
+
+
 @contextmanager
-def explained(preset: Preset, net: UNet) -> Iterator[None]:
+def explained(preset: Preset, net: UNet, needed: memory.StepBytes) -> Iterator[None]:
     """Says which batch would fit, if memory seems to be too little and if it is. What was saved last stays."""
-    batch, free = preset.training.batch_size, memory.available_bytes(net)
-    advice = memory.advice(net, preset.image_size, batch, free)
-    if free is not None and memory.training_bytes(net, preset.image_size, batch) > free:
+    (batch, size), free = sizes(preset), memory.available_bytes(net)
+    advice = memory.advice(net, size, batch, free, needed)
+    if free is not None and needed(net, size, batch) > free:
         print(f"warning: memory may run out, and the system may then kill this run: {advice}", flush=True)
     try:
         yield
@@ -127,6 +147,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=cli.seed, help="default 0")
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
     cli.add_device_argument(parser)
+    cli.add_engine_arguments(parser)
     add("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args(arguments)
 

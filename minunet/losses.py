@@ -49,7 +49,7 @@ def dice_loss_forward(
     0.125
     """
     check_images("probabilities", probabilities)
-    _check_target(target, probabilities)
+    check_target(target, probabilities.shape)
     if not 0 < smooth < math.inf:
         raise ValueError(f"smooth must be positive and finite, got {smooth}")
     if over not in ("batch", "image"):
@@ -101,7 +101,7 @@ def bce_with_logits_forward(logits: Array, target: Array) -> tuple[Array, BceWit
     """
     xp = array_module(logits)
     check_images("logits", logits)
-    _check_target(target, logits)
+    check_target(target, logits.shape)
     target = target.astype(logits.dtype)
     positive = logits.real > 0
     minus_abs = xp.where(positive, -logits, logits)
@@ -144,7 +144,7 @@ def segmentation_loss_forward(
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {weight}")
     check_images("logits", logits)
-    _check_target(target, logits)
+    check_target(target, logits.shape)
     probabilities, sigmoid_cache = sigmoid_forward(logits)
     dice_loss, dice_cache = dice_loss_forward(probabilities, target, smooth, over)
     bce_loss, bce_cache = bce_with_logits_forward(logits, target)
@@ -183,10 +183,10 @@ class SegmentationLoss:
         return segmentation_loss_backward(cache)
 
 
-def _check_target(target: Array, like: Array) -> None:
-    """Raise ValueError unless ``target`` is a mask of the shape of ``like``."""
-    if target.shape != like.shape:
-        raise ValueError(f"target must have the shape of the prediction, {like.shape}, got {target.shape}")
+def check_target(target: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless ``target`` is a mask of ``shape``, that of the prediction."""
+    if target.shape != shape:
+        raise ValueError(f"target must have the shape of the prediction, {shape}, got {target.shape}")
     low, high = target.real.min().item(), target.real.max().item()
     if not (low >= 0 and high <= 1):
         found = f"got values from {low} to {high}; divide a mask of 0 and 255 by 255"

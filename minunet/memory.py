@@ -1,15 +1,21 @@
 """How much memory a training step takes, how much there is, and the batch that would fit: for when it runs out."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from minunet.backend import array_module
 from minunet.summary import summary
 from minunet.unet import UNet
 
+#: The side of square images in pixels, or height and width.
+Size = int | tuple[int, int]
+StepBytes = Callable[[UNet, Any, int], int]
 
-def training_bytes(net: UNet, size: int, batch: int) -> int:
-    """About what a training step on ``batch`` images of ``size`` x ``size`` pixels needs at its peak, in bytes.
+
+def training_bytes(net: UNet, size: Size, batch: int) -> int:
+    """About what a training step on ``batch`` images of ``size`` needs at its peak on the plain path, in bytes.
 
     The outputs of all layers (see ``minunet.summary``), and six arrays for each parameter: its value, its gradient,
     two moments, an average, and what the optimiser holds while it works.
@@ -19,17 +25,18 @@ def training_bytes(net: UNet, size: int, batch: int) -> int:
     43
     """
     weights = sum(array.nbytes for array in net.parameters().values())
-    return 6 * weights + summary(net, size, size, batch).activation_bytes
+    height, width = (size, size) if isinstance(size, int) else size
+    return 6 * weights + summary(net, height, width, batch).activation_bytes
 
 
-def largest_batch(net: UNet, size: int, available: int) -> int:
-    """The largest batch for which :func:`training_bytes` is at most ``available``; 0 if no batch is small enough.
+def largest_batch(net: UNet, size: Size, available: int, step_bytes: StepBytes = training_bytes) -> int:
+    """The largest batch for which ``step_bytes`` is at most ``available``; 0 if no batch is small enough.
 
     >>> net = UNet(widths=(8, 16), up_kernel=2)
     >>> largest_batch(net, size=64, available=training_bytes(net, size=64, batch=16))
     16
     """
-    one, two = training_bytes(net, size, 1), training_bytes(net, size, 2)
+    one, two = step_bytes(net, size, 1), step_bytes(net, size, 2)
     return max(0, (available - one) // (two - one) + 1)
 
 
@@ -45,17 +52,25 @@ def available_bytes(net: UNet) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def advice(net: UNet, size: int, batch: int, available: int | None) -> str:
+def gpu_pool_bytes(net: UNet) -> int | None:
+    """What CuPy's memory pool holds on the GPU of ``net``: since it gives nothing back, its peak. None on a CPU."""
+    xp = array_module(net.head.weight)
+    return None if xp.__name__ == "numpy" else int(xp.get_default_memory_pool().total_bytes())
+
+
+def advice(net: UNet, size: Size, batch: int, available: int | None, step_bytes: StepBytes = training_bytes) -> str:
     """What a step on ``batch`` images needs, and the batch to choose instead; ``available`` is what is free before.
+
+    ``step_bytes`` is :func:`training_bytes`, or what an engine needs in its stead.
 
     >>> net = UNet(widths=(8, 16), up_kernel=2)
     >>> print(advice(net, size=64, batch=1000, available=10**9))
     a step on a batch of 1000 takes about 2.7 GB and 1.0 GB are free, choose at most 369
     """
-    needed = f"a step on a batch of {batch} takes about {training_bytes(net, size, batch) / 1e9:.1f} GB"
+    needed = f"a step on a batch of {batch} takes about {step_bytes(net, size, batch) / 1e9:.1f} GB"
     if available is None:
         return f"{needed}, choose a smaller one"
-    fits = min(largest_batch(net, size, available), batch - 1)
+    fits = min(largest_batch(net, size, available, step_bytes), batch - 1)
     choice = f"at most {fits}" if fits > 0 else "smaller images or a smaller network"
     return f"{needed} and {available / 1e9:.1f} GB are free, choose {choice}"
 

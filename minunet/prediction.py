@@ -17,20 +17,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
+from minunet import engines
 from minunet.backend import to_device
 from minunet.checkpoint import load_net
 from minunet.data.lgg import read_image, shown
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
 from minunet.durable import write_durably
+from minunet.engines.plain import Engine
 from minunet.errors import UserError
 from minunet.layers import map_arrays
+from minunet.losses import SegmentationLoss
 from minunet.training import predict_slices
 from minunet.unet import UNet
+
+#: Images that are predicted at a time.
+BATCH = 16
 
 #: Files of a folder with another ending are no images.
 IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -38,18 +45,30 @@ IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with the preparation of images that it was trained with."""
+    """A trained network with the preparation of images that it was trained with. A ``with`` block closes its engine."""
 
     net: UNet
     normalization: Normalization
     image_size: int  # pixels: the side of the square that every image is resized to
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
     device: str = "cpu"
+    engine: Engine | None = None  # None: the plain path
+    batch: int = BATCH  # images at a time
 
     @classmethod
-    def load(cls, checkpoint: str | PathLike, *, weights: str = "auto", device: str = "cpu") -> "Predictor":
+    def load(
+        cls,
+        checkpoint: str | PathLike,
+        *,
+        weights: str = "auto",
+        device: str = "cpu",
+        engine: str = "plain",
+        precision: str = "float32",
+        max_batch: int = BATCH,
+    ) -> "Predictor":
         """The predictor in a checkpoint of ``training.fit``; ``weights`` as in ``checkpoint.load_net``.
 
+        ``engine``, ``precision`` and ``max_batch`` (images at a time) as in ``minunet.engines.build``.
         Raises UserError if the file is no checkpoint, or does not say how images are prepared.
         """
         net, metadata = load_net(checkpoint, weights)
@@ -60,7 +79,18 @@ class Predictor:
             )
         normalization, image_size, flip_average = _preprocessing(checkpoint, metadata)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
-        return cls(net, normalization, image_size, flip_average, device)
+        batch, size = min(max_batch, BATCH), (image_size, image_size)
+        built = engines.build(net, SegmentationLoss(), batch, size, device, choice=engine, precision=precision)
+        return cls(net, normalization, image_size, flip_average, device, built, batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
     def read(self, files: Sequence[Path]) -> np.ndarray:
         """The images of one volume at the network's size: uint8 (S, size, size, 3).
@@ -79,7 +109,15 @@ class Predictor:
             numbers=tuple(range(count)),
             files=("",) * count,
         )
-        return predict_slices(self.net, slices, self.normalization, device=self.device, flip_average=self.flip_average)
+        return predict_slices(
+            self.net,
+            slices,
+            self.normalization,
+            device=self.device,
+            batch_size=self.batch,
+            flip_average=self.flip_average,
+            engine=self.engine,
+        )
 
 
 def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tuple[Normalization, int, bool]:

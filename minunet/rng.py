@@ -53,11 +53,14 @@ def generator(key: Key) -> np.random.Generator:
     return np.random.Generator(philox(key))
 
 
-def random_uint16(key: Key, size: int) -> np.ndarray:
+def random_uint16(key: Key, size: int, first_block: int = 0) -> np.ndarray:
     """``size`` uniform 16-bit integers, the least significant quarter of each 64-bit word first.
 
-    >>> random_uint16(Key(seed=0), 3).dtype
-    dtype('uint16')
+    ``first_block`` skips so many blocks of 16 integers: the stream can be drawn in parts.
+
+    >>> whole = random_uint16(Key(seed=0), 40)
+    >>> (random_uint16(Key(seed=0), 8, first_block=2) == whole[32:]).all().item()
+    True
     """
-    words = philox(key).random_raw(-(-size // 4)).astype("<u8", copy=False)
+    words = philox(key).advance(first_block).random_raw(-(-size // 4)).astype("<u8", copy=False)
     return words.view("<u2")[:size]

@@ -1,9 +1,9 @@
 """The training loop: one step, one epoch, one run, and what is measured on the way.
 
-A step is forward, loss, backward, clip, optimise: ``loss_and_grads`` is the first three, ``train_step`` all
-of them. ``fit`` is the run: it draws the batches, takes the steps, looks at the validation patients after each
-epoch, and writes checkpoints from which it can go on as if nothing had happened, because all randomness is a
-function of (seed, epoch, step, stream, image), and of nothing that would have to be remembered.
+A step is forward, loss, backward, clip, optimise: ``loss_and_grads`` (minunet.engines.plain) is the first three,
+``train_step`` all of them. ``fit`` is the run: it draws the batches, takes the steps, looks at the validation
+patients after each epoch, and writes checkpoints from which it can go on as if nothing had happened, because all
+randomness is a function of (seed, epoch, step, stream, image), and of nothing that would have to be remembered.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet import metrics, rng
+from minunet import engines, metrics, rng
 from minunet.backend import Array, to_numpy
 from minunet.checkpoint import differences, environment, load_training, save_training, sha256_of_arrays
 from minunet.data.augment import Augmentation
@@ -23,31 +23,14 @@ from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.divergence import first_non_finite
 from minunet.durable import write_text
+from minunet.engines.plain import Engine
+from minunet.engines.plain import loss_and_grads as loss_and_grads
+from minunet.engines.plain import update_running_stats as update_running_stats
 from minunet.errors import Diverged, UserError
-from minunet.layers import Arrays, map_arrays
+from minunet.layers import map_arrays
 from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW, WeightEMA, clip_by_global_norm, norms_and_biases, warmup_cosine
+from minunet.optim import AdamW, WeightEMA, norms_and_biases, warmup_cosine
 from minunet.unet import UNet
-
-
-def loss_and_grads(
-    net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key
-) -> tuple[float, Arrays, Arrays]:
-    """One training pass over images ``x`` (N, H, W, C) and masks ``target`` (N, H, W, K): forward, loss, backward.
-
-    ``key`` names the dropout masks. Changes nothing. Returns the loss, the gradient of each parameter, and the
-    statistics of the batch under the names of the running ones.
-    """
-    logits, cache = net.forward(x, training=True, key=key)
-    value, loss_cache = loss.forward(logits, target)
-    _, grads = net.backward(loss.backward(loss_cache), cache)
-    return value.item(), grads, net.batch_stats(cache)
-
-
-def update_running_stats(net: UNet, batch_stats: Mapping[str, Array], momentum: float) -> None:
-    """In place: running <- momentum * running + (1 - momentum) * batch, as Keras does it, with the biased variance."""
-    for name, running in net.buffers().items():
-        running[...] = momentum * running + (1 - momentum) * batch_stats[name]
 
 
 def train_step(
@@ -62,19 +45,22 @@ def train_step(
     clip_norm: float | None = None,
     batch_norm_momentum: float = 0.99,
     ema: WeightEMA | None = None,
+    engine: Engine | None = None,
 ) -> tuple[float, float]:
     """One step of training, which changes ``net``, ``optimizer`` and ``ema``. Returns the loss and the gradient's norm.
 
+    ``engine`` is one that was built for ``net`` and ``loss``, or None for the plain path.
     Raises Diverged, before anything is changed, if the loss or a gradient is NaN or infinite; the message says where
     the step first met such a value.
     """
-    value, grads, batch_stats = loss_and_grads(net, x, target, loss, key)
-    grads, norm = clip_by_global_norm(grads, math.inf if clip_norm is None else clip_norm)
+    engine = engine or Engine(net, loss)
+    value, grads, batch_stats = engine.loss_and_grads(x, target, key)
+    grads, norm = engine.clip(grads, math.inf if clip_norm is None else clip_norm)
     if not (math.isfinite(value) and math.isfinite(norm)):
         where = first_non_finite(net, x, target, loss, key)
         raise Diverged(f"the loss is {value} and the norm of the gradient {norm}, {where}")
     optimizer.step(grads, lr)
-    update_running_stats(net, batch_stats, batch_norm_momentum)
+    engine.update_running_stats(batch_stats, batch_norm_momentum)
     if ema is not None:
         ema.update(net.parameters() | net.buffers())
     return value, norm
@@ -159,17 +145,20 @@ def predict_slices(
     device: str = "cpu",
     batch_size: int = 16,
     flip_average: bool = False,
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """The probabilities for all slices, float32 (S, H, W, K), each patient normalised as one volume.
 
-    ``flip_average`` predicts every slice and its mirror image, and averages the two.
+    ``flip_average`` predicts every slice and its mirror image, and averages the two. ``engine`` is one that was built
+    for a network like ``net``, or None for the plain path.
     """
+    engine = engine or Engine(net, SegmentationLoss())
     statistics = normalization.statistics(slices)
 
     def probabilities(batch: Batch) -> np.ndarray:
-        p = net.predict(batch.x)
+        p = engine.predict(batch.x, net)
         if flip_average:
-            p = (p + net.predict(batch.x[:, :, ::-1])[:, :, ::-1]) / 2
+            p = (p + engine.predict(batch.x[:, :, ::-1], net)[:, :, ::-1]) / 2
         return to_numpy(p)
 
     batches = prefetch(
@@ -187,17 +176,20 @@ def evaluate(
     *,
     device: str = "cpu",
     batch_size: int = 16,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Loss and per-patient Dice of ``net``, inferring, on ``slices``, whose patients have the ``statistics``.
 
+    ``engine`` is one that was built for a network like ``net``, or None for the plain path.
     The slices are visited in a random order, always the same one: neighbours are alike, and the Dice loss of a batch
     with no tumour at all is not what training sees.
     """
+    engine = engine or Engine(net, loss)
     losses, counts = [], []
     order = rng.generator(rng.Key(seed=0, stream=rng.SAMPLE)).permutation(len(slices))
     batches = prefetch(lambda indices: prepare_batch(slices, statistics, indices, device), _chunks(order, batch_size))
     for batch in batches:
-        logits, _ = net.forward(batch.x, training=False)
+        logits = engine.logits(batch.x, net)
         value, _ = loss.forward(logits, batch.target)
         losses.append(value.item() * len(batch.x))
         predicted = logits > 0  # a probability above 0.5
@@ -219,6 +211,8 @@ def fit(
     normalization: Normalization,
     folder: str | Path,
     device: str = "cpu",
+    engine: str = "auto",
+    precision: str = "float32",
     resume: bool = False,
     metadata: Mapping[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -230,7 +224,8 @@ def fit(
     checkpoint of the best epoch so far, and ``history.csv``. The first ``last.npz`` is written before the first step:
     a disk without room for it is found then. ``metadata`` is stored in the checkpoints: how the images were prepared,
     so that a prediction can do the same. ``should_stop`` is asked after each step; if it says yes, ``last.npz`` is
-    written in mid-epoch and fit returns.
+    written in mid-epoch and fit returns. ``engine`` and ``precision`` are those of ``minunet.engines.build``; one line
+    says which engine "auto" has chosen.
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), and UserError if there is nothing to resume, it
@@ -238,16 +233,22 @@ def fit(
     """
     check_batches(net, train, config)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    run = _Run(net, train, validation, config, normalization, Path(folder), device, dict(metadata or {}))
-    if resume:
-        run.resume()
-    else:
-        run.save("last.npz")
-    while not run.progress.finished:
-        if not run.train_epoch(should_stop, progress_bar):
+    height, width = train.images.shape[1:3]
+    with engines.build(
+        net, config.loss, config.batch_size, (height, width), device, choice=engine, precision=precision
+    ) as built:
+        if engine == "auto":
+            print(f"engine: {built.name}" + (f" ({built.reason})" if built.reason else ""), flush=True)
+        run = _Run(net, built, train, validation, config, normalization, Path(folder), device, dict(metadata or {}))
+        if resume:
+            run.resume()
+        else:
             run.save("last.npz")
-            break
-        run.finish_epoch()
+        while not run.progress.finished:
+            if not run.train_epoch(should_stop, progress_bar):
+                run.save("last.npz")
+                break
+            run.finish_epoch()
     return run.progress
 
 
@@ -272,6 +273,7 @@ class _Run:
     def __init__(
         self,
         net: UNet,
+        engine: Engine,
         train: SliceSet,
         validation: SliceSet,
         config: TrainingConfig,
@@ -280,12 +282,12 @@ class _Run:
         device: str,
         metadata: dict[str, Any],
     ) -> None:
-        self.net, self.train, self.validation, self.config = net, train, validation, config
+        self.net, self.engine, self.train, self.validation, self.config = net, engine, train, validation, config
         self.folder, self.device = folder, device
         parameters = net.parameters()
         no_decay = () if config.decay_norms_and_biases else norms_and_biases(parameters)
-        self.optimizer = AdamW(parameters, config.lr, weight_decay=config.weight_decay, no_decay=no_decay)
-        self.ema = None if config.ema_decay is None else WeightEMA(parameters | net.buffers(), config.ema_decay)
+        self.optimizer = engine.optimizer(parameters, config.lr, weight_decay=config.weight_decay, no_decay=no_decay)
+        self.ema = None if config.ema_decay is None else engine.average(parameters | net.buffers(), config.ema_decay)
         self.train_statistics = normalization.statistics(train)
         # Training Dice is measured as the validation's is, on whole patients as they are: the two curves compare.
         self.train_sample = _some_patients(train, len(validation))
@@ -298,6 +300,7 @@ class _Run:
             **metadata,
             "training": asdict(config),
             "data": _described(train, "train") | _described(validation, "validation"),
+            "engine": engine.name,
         }
 
     def resume(self) -> None:
@@ -308,7 +311,8 @@ class _Run:
                 raise UserError(
                     f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings and data"
                 )
-        if changed := differences(found["environment"], environment()):
+        then = {**found["environment"], "engine": found.get("engine", "plain")}
+        if changed := differences(then, environment() | {"engine": self.engine.name}):
             print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
         try:
             self.progress = Progress(**found["progress"])
@@ -349,6 +353,7 @@ class _Run:
                         clip_norm=config.clip_norm,
                         batch_norm_momentum=config.batch_norm_momentum,
                         ema=self.ema,
+                        engine=self.engine,
                     )
                 except Diverged as error:
                     place = f"epoch {progress.epoch + 1}, step {step + 1}"
@@ -412,7 +417,15 @@ class _Run:
 
     def _evaluate(self, net: UNet, slices: SliceSet, statistics: VolumeStatistics) -> Evaluation:
         batch_size = self.config.batch_size
-        return evaluate(net, slices, statistics, self.config.loss, device=self.device, batch_size=batch_size)
+        return evaluate(
+            net,
+            slices,
+            statistics,
+            self.config.loss,
+            device=self.device,
+            batch_size=batch_size,
+            engine=self.engine,
+        )
 
     def _key(self, step: int) -> rng.Key:
         return rng.Key(self.config.seed, epoch=self.progress.epoch, step=step)

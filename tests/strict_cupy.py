@@ -296,7 +296,10 @@ def _build() -> ModuleType:
     for name in SHARED.split():
         setattr(cupy, name, getattr(np, name))
     cupy.ndarray, cupy.asarray, cupy.array, cupy.asnumpy = ndarray, _asarray, _array, _asnumpy  # type: ignore[attr-defined]
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))  # type: ignore[attr-defined]
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (2**33, 2**34))
+    pool = SimpleNamespace(total_bytes=lambda: 2**20, free_bytes=lambda: 2**10)
+    cupy.cuda = SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
     return cupy
 
 

@@ -57,6 +57,7 @@ def checkpoint(data, tmp_path_factory):
             "preprocessing": {"normalization": normalization.to_dict(), "image_size": SIZE, "flip_average": False}
         },
         progress_bar=False,
+        engine="plain",
     )
     return folder / "last.npz"
 

@@ -180,7 +180,7 @@ def slices():
 def run(slices, folder, config=CONFIG, net=None, **options):
     train, validation = slices
     net = net or tiny_net(dtype="float32")
-    options = {"normalization": NORMALIZATION, "folder": folder, "progress_bar": False, **options}
+    options = {"normalization": NORMALIZATION, "folder": folder, "progress_bar": False, "engine": "plain", **options}
     return training.fit(net, train, validation, config, **options)
 
 

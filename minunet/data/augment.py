@@ -111,20 +111,25 @@ def warp_linear(images: Array, matrices: np.ndarray) -> Array:
     The weights are those of linear interpolation along both axes.
     """
     xp = array_module(images)
+    _, _, width, channels = images.shape
     row, column = _source_places(images, matrices)
-    top, left = xp.floor(row), xp.floor(column)
-    below, right = (row - top)[..., None], (column - left)[..., None]  # the shares of the lower and right neighbours
-    below, right = below.astype(images.dtype), right.astype(images.dtype)
-    upper = (1 - right) * _pixels(images, top, left) + right * _pixels(images, top, left + 1)
-    lower = (1 - right) * _pixels(images, top + 1, left) + right * _pixels(images, top + 1, left + 1)
+    above, before = xp.floor(row), xp.floor(column)
+    below, after = _weights(row - above, images), _weights(column - before, images)  # of the lower and right neighbours
+    top, bottom = _row_starts(images, above), _row_starts(images, above + 1)
+    left, right = _reflect(before, width), _reflect(before + 1, width)
+    pixels = images.reshape(-1, channels)
+    upper = (1 - after) * pixels.take(top + left, axis=0) + after * pixels.take(top + right, axis=0)
+    lower = (1 - after) * pixels.take(bottom + left, axis=0) + after * pixels.take(bottom + right, axis=0)
     return (1 - below) * upper + below * lower
 
 
 def warp_nearest(images: Array, matrices: np.ndarray) -> Array:
     """``images`` (N, H, W, C), of any dtype, moved by ``matrices`` (N, 2, 2), each value from the nearest pixel."""
     xp = array_module(images)
+    _, _, width, channels = images.shape
     row, column = _source_places(images, matrices)
-    return _pixels(images, xp.floor(row + 0.5), xp.floor(column + 0.5))
+    nearest = _row_starts(images, xp.floor(row + 0.5)) + _reflect(xp.floor(column + 0.5), width)
+    return images.reshape(-1, channels).take(nearest, axis=0)
 
 
 def _source_places(images: Array, matrices: np.ndarray) -> tuple[Array, Array]:
@@ -140,19 +145,26 @@ def _source_places(images: Array, matrices: np.ndarray) -> tuple[Array, Array]:
     return source_row, source_column
 
 
-def _pixels(images: Array, row: Array, column: Array) -> Array:
-    """The pixels at whole rows and columns (N, H, W), those outside by reflection at the border: (N, H, W, C)."""
-    xp = array_module(images)
+def _weights(share: Array, images: Array) -> Array:
+    """``share`` (N, H, W) of each pixel, for all of its values: (N, H, W, C), in the dtype of ``images``.
+
+    (N, H, W, 1) would do, but slowly: NumPy's innermost loop would then run over the C values of one pixel.
+    """
+    return array_module(images).stack([share.astype(images.dtype)] * images.shape[3], axis=3)
+
+
+def _row_starts(images: Array, row: Array) -> Array:
+    """The number, among all pixels of ``images``, of the first pixel of each row: whole numbers (N, H, W)."""
     n, height, width, _ = images.shape
-    image = xp.arange(n)[:, None, None]
-    return images[image, _reflect(row, height), _reflect(column, width)]
+    first = array_module(images).arange(n)[:, None, None] * (height * width)
+    return first + _reflect(row, height) * width
 
 
 def _reflect(place: Array, size: int) -> Array:
     """Places folded into [0, size): 2 1 0 | 0 1 2 ... and so on, the border pixel being its own neighbour."""
-    xp = array_module(place)
-    place = place.astype("int64") % (2 * size)
-    return xp.where(place < size, place, 2 * size - 1 - place)
+    place = place.astype("int64")
+    place -= place // (2 * size) * (2 * size)  # the remainder: % would take longer than all three
+    return array_module(place).minimum(place, 2 * size - 1 - place)
 
 
 def change_intensity(images: Array, augmentation: Augmentation, generators: list[np.random.Generator]) -> Array:

@@ -1,0 +1,559 @@
+"""What each part of benchmarks/gpu.py measures. Runs in a process of its own; results are written as they come."""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import itertools
+import json
+import math
+import operator
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minunet import engines, training
+from minunet.backend import Array, resolve_device, to_device, to_numpy
+from minunet.durable import json_text, write_text
+from minunet.engines.cuda.engine import choose_kernels, why_no_kernels
+from minunet.engines.cuda.row3 import Row3Kernels
+from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.layers import map_arrays
+from minunet.losses import SegmentationLoss
+from minunet.optim import AdamW
+from minunet.rng import Key
+from minunet.summary import summary
+from minunet.unet import UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+LOSS = SegmentationLoss()
+#: Largest distance of all gradients, as one vector, from float64's, over its length. Where a value lies within
+#: rounding of 0 its ReLU may flip, which is why it is not rounding alone.
+BOUNDS = {"float32": 2e-3, "tf32": 3e-2, "bf16": 2.5e-1}
+
+
+def run(part: str, options: argparse.Namespace, folder: Path) -> None:
+    """Measure, and write what was found to ``folder``/PART.part after each measurement."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        found[name] = value
+        write_text(folder / f"{part}.part", json_text(found))
+
+    # CuPy looks at this once, before its first product: then tf32 is tf32 where the matrix products are CuPy's.
+    os.environ["CUPY_TF32"] = "1" if "tf32" in options.precision else "0"
+    machine = Machine(options.dry_run)
+    note("machine", machine.describe())
+    PARTS[part](machine, options, note)
+
+
+class Machine:
+    """The GPU with CuPy and, if it is there, PyTorch. In a dry run the stand-in for CuPy, and PyTorch on the CPU."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        if dry_run:
+            from tests import strict_cupy
+
+            sys.modules["cupy"] = strict_cupy.module
+        else:
+            resolve_device("cuda")
+        self.xp: ModuleType = importlib.import_module("cupy")
+        self.torch: Any = None
+        self.no_torch: str | None = None
+        try:
+            self.torch = importlib.import_module("torch")
+            if not dry_run and not self.torch.cuda.is_available():
+                self.torch, self.no_torch = None, "PyTorch sees no GPU"
+        except ImportError as error:
+            self.no_torch = f"PyTorch is not there ({error})"
+        self.torch_device = "cpu" if dry_run else "cuda"
+        if self.torch is not None and not dry_run:
+            self.torch.backends.cudnn.benchmark = True
+            self.torch.backends.cuda.matmul.allow_tf32 = self.torch.backends.cudnn.allow_tf32 = True
+
+    def describe(self) -> dict[str, str]:
+        versions = {"python": platform.python_version(), "numpy": np.__version__}
+        if not self.dry_run:
+            properties = self.xp.cuda.runtime.getDeviceProperties(0)
+            versions["gpu"] = properties["name"].decode()
+            versions["driver"] = str(self.xp.cuda.runtime.driverGetVersion())
+            versions["cupy"] = self.xp.__version__
+        else:
+            versions["gpu"] = "none: a dry run on a stand-in, whose figures mean nothing"
+        versions["torch"] = self.no_torch or self.torch.__version__
+        return versions
+
+    def synchronize(self) -> None:
+        if not self.dry_run:
+            self.xp.cuda.runtime.deviceSynchronize()
+
+    def put(self, array: np.ndarray) -> Array:
+        return to_device(array, "cuda")
+
+    def free(self) -> None:
+        """Give all memory that nobody uses back to the driver."""
+        gc.collect()
+        if not self.dry_run:
+            self.xp.get_default_memory_pool().free_all_blocks()
+            if self.torch is not None:
+                self.torch.cuda.empty_cache()
+
+    def torch_bytes(self, *, peak: bool) -> int:
+        """What PyTorch's allocator has given out: now, or at most since it was last asked what it has now."""
+        if self.dry_run:
+            return 0
+        if peak:
+            return int(self.torch.cuda.max_memory_allocated())
+        self.torch.cuda.reset_peak_memory_stats()
+        return int(self.torch.cuda.memory_allocated())
+
+    def tensor(self, array: np.ndarray, channels_last: bool = False) -> Any:
+        """Images (N, H, W, C) as PyTorch's (N, C, H, W)."""
+        tensor = self.torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2))).to(self.torch_device)
+        return tensor.contiguous(memory_format=self.torch.channels_last) if channels_last else tensor
+
+    def autocast(self, precision: str) -> Any:
+        if precision != "bf16":
+            return contextlib.nullcontext()
+        return self.torch.autocast(self.torch_device, dtype=self.torch.bfloat16)
+
+
+# --- Timing ---------------------------------------------------------------------------------------------------------
+
+
+def take_turns(
+    machine: Machine, peers: dict[str, Callable[[], Any]], rounds: int, inner: int
+) -> dict[str, list[float]]:
+    """Seconds of a call, for each peer and round: ``inner`` calls at a time, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for turn in range(rounds + 1):
+        for name, call in peers.items():
+            machine.synchronize()
+            started = time.perf_counter()
+            for _ in range(inner):
+                call()
+            machine.synchronize()
+            if turn > 0:
+                seconds[name].append((time.perf_counter() - started) / inner)
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float]) -> list[float]:
+    """Median, smallest and largest of the rounds' ratios, theirs over ours."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
+
+
+def failing(call: Callable[[], Any]) -> Any:
+    """What ``call`` returns, or {"error": ...}: a measurement that fails costs only itself."""
+    try:
+        return call()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+
+
+# --- Correctness ----------------------------------------------------------------------------------------------------
+
+TESTS = ("tests/test_devices.py", "tests/test_cuda_engine.py", "tests/test_backend.py", "tests/cuda")
+
+
+def correctness(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    widths, size = ((2, 4), 8) if options.dry_run else ((16, 32, 64), 64)
+    for precision in ("float32",) if options.dry_run else ("float32", "tf32", "bf16"):
+        note(f"engine, {precision}", failing(partial(against_float64, machine, precision, widths, size)))
+    if options.dry_run:
+        return
+    existing = [name for name in TESTS if (ROOT / name).exists()]
+    side_by_side = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *existing]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CUPY_TF32": "0"})
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    note("tests", {"passed": done.returncode == 0, "summary": lines[-1], "failed": failed[:20]})
+
+
+def against_float64(machine: Machine, precision: str, widths: tuple[int, ...], size: int) -> dict[str, Any]:
+    """Gradients of a step against float64 on the CPU; and three steps of training, twice, bit for bit."""
+    host = UNet(widths=widths, dropout=0.3, seed=1)
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((4, size, size, 3), dtype=np.float32)
+    target = (draw.random((4, size, size, 1)) < 0.2).astype(np.float32)
+    exact = map_arrays(host, lambda array: array.astype("float64"))
+    value, grads, _ = training.loss_and_grads(exact, x.astype("float64"), target.astype("float64"), LOSS, Key(0))
+    probabilities = exact.predict(x.astype("float64"))
+
+    weights = []
+    for _ in range(2):
+        net = map_arrays(host, lambda array: machine.put(array.copy()))
+        with engines.build(net, LOSS, 4, (size, size), "cuda", precision=precision) as engine:
+            found, ours, _ = engine.loss_and_grads(machine.put(x), machine.put(target), Key(0))
+            ours = {name: to_numpy(array).copy() for name, array in ours.items()}
+            distance = float(np.abs(to_numpy(engine.predict(machine.put(x))) - probabilities).max())
+            optimizer = engine.optimizer(net.parameters(), 1e-3)
+            for step in range(3):
+                training.train_step(
+                    net,
+                    optimizer,
+                    machine.put(x),
+                    machine.put(target),
+                    LOSS,
+                    Key(0, step=step),
+                    lr=1e-3,
+                    clip_norm=1.0,
+                    engine=engine,
+                )
+            weights.append({name: to_numpy(array).tobytes() for name, array in net.parameters().items()})
+            name = engine.name
+    error = norm({n: ours[n] - grads[n] for n in grads}) / norm(grads)
+    return {
+        "engine": name,
+        "gradients": error,
+        "loss": abs(found - value) / abs(value),
+        "probabilities": distance,
+        "bound": BOUNDS[precision],
+        "same bits twice": weights[0] == weights[1],
+        "passed": error <= BOUNDS[precision] and weights[0] == weights[1],
+    }
+
+
+def norm(arrays: dict[str, np.ndarray]) -> float:
+    return math.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays.values()))
+
+
+# --- Ceilings -------------------------------------------------------------------------------------------------------
+
+
+def ceilings(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    count, side = (2**10, 16) if options.dry_run else (2**29, 8192)
+    seconds = take_turns(machine, {"copy": copying(machine, count)}, options.rounds, 3)["copy"]
+    note("copy, TB/s", 2 * 4 * count / statistics.median(seconds) / 1e12)
+    machine.free()
+
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal((side, side), dtype=np.float32) for _ in range(2))
+    products: dict[str, Callable[[], Any]] = {}
+    ours = machine.put(a), machine.put(b)
+    products[f"CuPy float32, CUPY_TF32={os.environ['CUPY_TF32']}"] = partial(operator.matmul, *ours)
+    if machine.torch is not None:
+        theirs = [machine.torch.from_numpy(part).to(machine.torch_device) for part in (a, b)]
+        halves = [part.to(machine.torch.bfloat16) for part in theirs]
+        products["PyTorch TF32"] = lambda: theirs[0] @ theirs[1]
+        products["PyTorch bf16"] = lambda: halves[0] @ halves[1]
+    for name, times in take_turns(machine, products, options.rounds, 3).items():
+        note(f"{name}, TFLOP/s", 2 * side**3 / statistics.median(times) / 1e12)
+
+
+def copying(machine: Machine, count: int) -> Callable[[], None]:
+    source = machine.put(np.random.default_rng(0).random(count, dtype=np.float32))
+    goal = machine.xp.empty(count, dtype="float32")
+
+    def copy() -> None:
+        goal[...] = source
+
+    return copy
+
+
+# --- Layers ---------------------------------------------------------------------------------------------------------
+
+
+def layers(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    n = options.batch[0]
+    note("batch", n)
+    for precision in options.precision:
+        for name, size, in_channels, out_channels in conv_shapes(options.width, options.size):
+            label = f"{precision}, {name}, {size} x {size}, {in_channels} to {out_channels}"
+            shape = (n, size, in_channels, out_channels)
+            note(label, failing(partial(conv_layer, machine, options, precision, *shape)))
+            machine.free()
+
+
+def conv_shapes(width: int, size: int) -> Iterator[tuple[str, int, int, int]]:
+    """Each distinct 3x3 convolution of the U-Net that has a batch norm: name, pixels a side, channels in and out."""
+    widths = [width << level for level in range(5)]
+    for level, channels in enumerate(widths):
+        block = "bottleneck" if level == 4 else f"down{level + 1}"
+        yield f"{block}.conv1", size >> level, 3 if level == 0 else widths[level - 1], channels
+        yield f"{block}.conv2", size >> level, channels, channels
+    for level, channels in enumerate(widths[:-1]):
+        yield f"up{level + 1}.conv1", size >> level, 2 * channels, channels
+
+
+def conv_layer(
+    machine: Machine,
+    options: argparse.Namespace,
+    precision: str,
+    n: int,
+    size: int,
+    in_channels: int,
+    out_channels: int,
+) -> dict[str, Any]:
+    """Forward, grad-input and grad-weight of one convolution: TFLOP/s of minunet's, and ratios to PyTorch's."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((n, size, size, in_channels), dtype=np.float32)
+    dy = draw.standard_normal((n, size, size, out_channels), dtype=np.float32)
+    weight = draw.standard_normal((3, 3, in_channels, out_channels), dtype=np.float32) / 100
+    passes: dict[str, dict[str, Callable[[], Any]]] = {"forward": {}, "grad-input": {}, "grad-weight": {}}
+    for kernels in kernels_for(machine, precision):
+        add_ours(passes, machine, kernels, x, dy, weight)
+    if machine.torch is not None:
+        add_theirs(passes, machine, precision, x, dy, weight)
+    flop = 2 * 9 * n * size * size * in_channels * out_channels
+    result: dict[str, Any] = {}
+    for name, peers in passes.items():
+        seconds = take_turns(machine, peers, options.rounds, 1 if options.dry_run else 5)
+        entry: dict[str, Any] = {peer: flop / statistics.median(times) / 1e12 for peer, times in seconds.items()}
+        ours = next(iter(seconds))
+        if "PyTorch" in seconds:
+            entry["ratio"] = ratio(seconds[ours], seconds["PyTorch"])
+        result[name] = entry
+    return result
+
+
+def kernels_for(machine: Machine, precision: str) -> list[SpecificationKernels]:
+    """What minunet has for a precision, the engine's choice first: its own kernels, and large matrix products."""
+    chosen = choose_kernels(machine.xp, precision)
+    others: list[SpecificationKernels] = []
+    if chosen.name != "row3" and precision != "bf16":
+        others.append(Row3Kernels(machine.xp, precision))
+    elif chosen.name == "row3" and why_no_kernels() is None:
+        from minunet.engines.cuda.kernels import CupyKernels
+
+        others.append(CupyKernels(precision))
+    return [chosen, *others]
+
+
+def add_ours(
+    passes: dict[str, dict[str, Callable[[], Any]]],
+    machine: Machine,
+    kernels: SpecificationKernels,
+    x: np.ndarray,
+    dy: np.ndarray,
+    weight: np.ndarray,
+) -> None:
+    def activation(array: np.ndarray) -> Array:
+        stored = machine.xp.empty(array.shape, dtype=kernels.dtype)
+        kernels.store(stored, machine.put(array))
+        return stored
+
+    images, gradient, w = activation(x), activation(dy), machine.put(weight)
+    y, dx, dw = machine.xp.empty_like(gradient), machine.xp.empty_like(images), machine.xp.empty_like(w)
+    mean, var = (machine.xp.empty(weight.shape[3], dtype="float32") for _ in range(2))
+    kernels.prepare_weights({"w": w})
+    passes["forward"][kernels.name] = lambda: kernels.conv3x3(images, w, y, mean, var)
+    passes["grad-input"][kernels.name] = lambda: kernels.conv3x3_grad_input(gradient, w, dx)
+    passes["grad-weight"][kernels.name] = lambda: kernels.conv3x3_grad_weight(images, gradient, dw)
+
+
+def add_theirs(
+    passes: dict[str, dict[str, Callable[[], Any]]],
+    machine: Machine,
+    precision: str,
+    x: np.ndarray,
+    dy: np.ndarray,
+    weight: np.ndarray,
+) -> None:
+    """PyTorch's convolution, channels last, and its backward, one gradient at a time."""
+    torch = machine.torch
+    images, gradient = machine.tensor(x, channels_last=True), machine.tensor(dy, channels_last=True)
+    kernel = torch.from_numpy(np.ascontiguousarray(weight.transpose(3, 2, 0, 1))).to(machine.torch_device)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    if precision == "bf16":
+        images, gradient, kernel = (part.to(torch.bfloat16) for part in (images, gradient, kernel))
+
+    def backward(mask: list[bool]) -> Callable[[], Any]:
+        return lambda: torch.ops.aten.convolution_backward(
+            gradient, images, kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+        )
+
+    passes["forward"]["PyTorch"] = lambda: torch.nn.functional.conv2d(images, kernel, padding=1)
+    passes["grad-input"]["PyTorch"] = backward([True, False, False])
+    passes["grad-weight"]["PyTorch"] = backward([False, True, False])
+
+
+# --- Steps ----------------------------------------------------------------------------------------------------------
+
+
+def step(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    if machine.no_torch:
+        note("PyTorch", machine.no_torch)
+    widths = tuple(options.width << level for level in range(5))
+    size = summary(UNet(widths=widths), options.size, options.size)
+    note("GFLOP an image, forward", size.flops / 1e9)
+    # The compiled module last: compiling takes longest, and what was measured before is kept.
+    for compiled in (False, True):
+        if compiled and (options.no_compile or options.dry_run or machine.torch is None):
+            break
+        for precision, batch in itertools.product(options.precision, options.batch):
+            label = f"{precision}, batch {batch}" + (", compiled" if compiled else "")
+            note(label, failing(partial(one_case, machine, options, widths, precision, batch, compiled)))
+            machine.free()
+
+
+def one_case(
+    machine: Machine, options: argparse.Namespace, widths: tuple[int, ...], precision: str, batch: int, compiled: bool
+) -> dict[str, Any]:
+    """Milliseconds a step, images a second, ratios, and peak memory, of minunet and of PyTorch."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((batch, options.size, options.size, 3), dtype=np.float32)
+    target = (draw.random((batch, options.size, options.size, 1)) < 0.1).astype(np.float32)
+    memory: dict[str, float] = {}
+    peers: dict[str, Callable[[], Any]] = {}
+    with contextlib.ExitStack() as scope:
+        name, call = our_step(machine, scope, widths, precision, x, target)
+        memory[name] = our_peak(machine, call)
+        peers[name] = call
+        if machine.torch is not None:
+            for layout in ("channels last",) if compiled else ("channels last", "contiguous"):
+                label = f"PyTorch, {layout}" + (", compiled" if compiled else "")
+                before = machine.torch_bytes(peak=False)
+                call = their_step(machine, widths, precision, x, target, layout == "channels last", compiled)
+                call()
+                call()
+                memory[label] = (machine.torch_bytes(peak=True) - before) / 1e9
+                peers[label] = call
+        seconds = take_turns(machine, peers, options.rounds, 1 if options.dry_run else 3)
+    entry: dict[str, Any] = {}
+    for peer, times in seconds.items():
+        typical = statistics.median(times)
+        entry[peer] = {"ms": 1e3 * typical, "images/s": batch / typical, "GB": memory[peer]}
+        if peer != name:
+            entry[peer]["ratio"] = ratio(seconds[name], times)
+            entry[peer]["memory ratio"] = memory[name] / memory[peer] if memory[peer] else 0.0
+    return entry
+
+
+def our_step(
+    machine: Machine,
+    scope: contextlib.ExitStack,
+    widths: tuple[int, ...],
+    precision: str,
+    x: np.ndarray,
+    target: np.ndarray,
+) -> tuple[str, Callable[[], Any]]:
+    net = map_arrays(UNet(widths=widths, dropout=0.3, seed=0), machine.put)
+    engine = scope.enter_context(
+        engines.build(net, LOSS, len(x), (x.shape[1], x.shape[2]), "cuda", precision=precision)
+    )
+    optimizer = engine.optimizer(net.parameters(), 1e-4)
+    images, masks, steps = machine.put(x), machine.put(target), itertools.count()
+
+    def call() -> None:
+        key = Key(0, step=next(steps))
+        training.train_step(net, optimizer, images, masks, LOSS, key, lr=1e-4, engine=engine)
+
+    return f"minunet, {engine.name}", call
+
+
+def our_peak(machine: Machine, call: Callable[[], Any]) -> float:
+    """GB that CuPy's pool holds after two steps: it gives nothing back, so that is the peak."""
+    call()
+    call()
+    machine.synchronize()
+    return 0.0 if machine.dry_run else machine.xp.get_default_memory_pool().total_bytes() / 1e9
+
+
+def their_step(
+    machine: Machine,
+    widths: tuple[int, ...],
+    precision: str,
+    x: np.ndarray,
+    target: np.ndarray,
+    channels_last: bool,
+    compiled: bool,
+) -> Callable[[], Any]:
+    torch = machine.torch
+    from benchmarks.torch_unet import TorchUNet
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    module: Any = TorchUNet(list(widths), 0.3).to(machine.torch_device).to(memory_format=layout)
+    parameters = list(module.parameters())
+    if compiled:
+        module = torch.compile(module)
+    defaults = AdamW({})
+    optimizer = torch.optim.AdamW(
+        parameters, 1e-4, defaults.betas, defaults.eps, defaults.weight_decay, fused=not machine.dry_run
+    )
+    images, masks = machine.tensor(x, channels_last), machine.tensor(target, channels_last)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        with machine.autocast(precision):
+            logits = module(images).float()
+            probabilities = torch.sigmoid(logits)
+            overlap = (probabilities * masks).sum()
+            dice = (2 * overlap + 1) / (probabilities.sum() + masks.sum() + 1)
+            loss = 1 - dice + torch.nn.functional.binary_cross_entropy_with_logits(logits, masks)
+        loss.backward()
+        optimizer.step()
+        loss.item()  # as minunet's step does: who trains looks at the loss
+
+    return call
+
+
+# --- A training -----------------------------------------------------------------------------------------------------
+
+
+def reference(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    """A run of examples/train_lgg.py in this process, its steps timed."""
+    import runpy
+
+    spent = {"steps": 0.0, "images": 0, "epochs": 0.0}
+    one_step, one_epoch = training.train_step, training._Run.train_epoch
+
+    def timed_step(net: UNet, optimizer: AdamW, x: Array, *rest: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = one_step(net, optimizer, x, *rest, **named)  # it reads the loss, so that the device is done
+        spent["steps"] += time.perf_counter() - started
+        spent["images"] += len(x)
+        return result
+
+    def timed_epoch(*positional: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = one_epoch(*positional, **named)
+        spent["epochs"] += time.perf_counter() - started
+        return result
+
+    training.train_step, training._Run.train_epoch = timed_step, timed_epoch  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "run"
+        preset = "quick" if options.dry_run else options.preset
+        arguments = ["--preset", preset, "--epochs", str(options.epochs), "--output", str(output), "--quiet"]
+        if options.data:
+            arguments += ["--data", options.data]
+        if options.dry_run:
+            arguments += ["--image-size", "16", "--device", "cpu", "--engine", "plain"]
+        else:
+            arguments += ["--device", "cuda", "--precision", options.precision[0]]
+        note("command", f"train_lgg.py {' '.join(arguments)}".replace(str(output), "DIR"))
+        started = time.perf_counter()
+        train_lgg = runpy.run_path(str(ROOT / "examples" / "train_lgg.py"))
+        train_lgg["main"](arguments)
+        note("seconds in all", time.perf_counter() - started)
+        note("images/s in the steps", spent["images"] / spent["steps"])
+        note("images/s in the epochs", spent["images"] / spent["epochs"])
+        note("share of the steps in the epochs", spent["steps"] / spent["epochs"])
+        note("history", (output / "history.csv").read_text().splitlines())
+        metrics = json.loads((output / "metrics.json").read_text())
+        note("test", metrics["test"]["per_patient"]["summary"]["dice"])
+        note("gpu memory, GB", metrics.get("gpu_memory_bytes", 0) / 1e9)
+
+
+PARTS: dict[str, Callable[[Machine, argparse.Namespace, Callable[[str, Any], None]], None]] = {
+    "correctness": correctness,
+    "ceilings": ceilings,
+    "layers": layers,
+    "step": step,
+    "reference": reference,
+}

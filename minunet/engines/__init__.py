@@ -1,0 +1,109 @@
+"""Engines: the same step of the same network, faster.
+
+The network and its ops (minunet.unet, minunet.ops) say what is computed, and the plain path (``engines.plain``)
+computes it in just that way. An engine computes the same, up to rounding, in the way that suits a machine:
+``engines.cpu`` a processor, ``engines.cuda`` a GPU. Training talks to an ``Engine`` and does not know which one it has.
+Nobody has to read an engine to understand minunet.
+"""
+
+from functools import partial
+from importlib import import_module
+
+from minunet import memory
+from minunet.engines.plain import Engine as Engine
+from minunet.errors import UserError
+from minunet.losses import SegmentationLoss
+from minunet.unet import UNet
+
+CHOICES = ("auto", "plain")
+PRECISIONS = ("float32", "tf32", "bf16")
+
+#: Where the engine of each device is: a module with ``unsupported`` and a class, imported when it is asked for.
+ENGINES = {"cpu": ("minunet.engines.cpu.engine", "CpuEngine"), "cuda": ("minunet.engines.cuda.engine", "CudaEngine")}
+
+
+def build(
+    net: UNet,
+    loss: SegmentationLoss,
+    max_batch: int,
+    image_size: tuple[int, int],
+    device: str = "cpu",
+    choice: str = "auto",
+    precision: str = "float32",
+) -> Engine:
+    """The engine for training and running ``net``, whose arrays are on ``device``; close it, or use it in a ``with``.
+
+    It takes batches of up to ``max_batch`` images; it is made for those of ``image_size`` (height, width), and
+    runs others. With ``choice="auto"`` it is the device's own engine, if that can take the network, and
+    else the plain path, whose ``reason`` then says why; with ``"plain"`` it is the plain path.
+    ``precision`` is "float32", or, on a GPU, "tf32" (float32 in memory, 10 bits of mantissa in products) or "bf16"
+    (activations with 8 bits of mantissa; parameters in float32).
+
+    Raises ValueError for another choice, precision or device, and UserError for a precision that this device or
+    the plain path does not have.
+
+    >>> with build(UNet(widths=(2, 3)), SegmentationLoss(), 4, (16, 16), choice="plain") as engine:
+    ...     engine.name, engine.reason
+    ('plain', None)
+    """
+    reason = unsupported(net, loss, max_batch, image_size, device, choice, precision)
+    if choice == "plain" or reason is not None:
+        engine = Engine(net, loss)
+        engine.reason = reason
+        return engine
+    path, class_name = ENGINES[device]
+    made: Engine = getattr(import_module(path), class_name)(
+        net, loss, max_batch, image_size, **_options(device, precision)
+    )
+    return made
+
+
+def unsupported(
+    net: UNet,
+    loss: SegmentationLoss,
+    max_batch: int,
+    image_size: tuple[int, int],
+    device: str = "cpu",
+    choice: str = "auto",
+    precision: str = "float32",
+) -> str | None:
+    """Why :func:`build` would take the plain path although ``choice`` is "auto"; None if it would not.
+
+    Raises what :func:`build` raises: a program finds out here before it writes anything.
+    """
+    for name, value, known in (
+        ("choice", choice, CHOICES),
+        ("precision", precision, PRECISIONS),
+        ("device", device, tuple(ENGINES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+    if precision != "float32" and device == "cpu":
+        raise UserError(f"--precision: {precision} needs a GPU, leave it out on a CPU")
+    if choice == "plain":
+        reason = None
+    else:
+        try:
+            module = import_module(ENGINES[device][0])
+        except ImportError as error:  # what an engine needs beyond NumPy may be missing
+            reason = f"the engine cannot be imported: {error}"
+        else:
+            reason = module.unsupported(net, loss, max_batch, image_size, **_options(device, precision))
+    if precision != "float32" and (choice == "plain" or reason is not None):
+        why = "the plain path computes in float32" if reason is None else reason
+        raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")
+    return reason
+
+
+def step_bytes(device: str, choice: str, precision: str) -> memory.StepBytes:
+    """The function that says how much memory a training step needs, see ``memory.training_bytes``."""
+    module = import_module(ENGINES[device][0]) if choice == "auto" else None
+    if module is None or not hasattr(module, "step_bytes"):
+        return memory.training_bytes
+    return partial(module.step_bytes, **_options(device, precision))
+
+
+def _options(device: str, precision: str) -> dict[str, str]:
+    return {"precision": precision} if device == "cuda" else {}

@@ -1,0 +1,154 @@
+"""The CPU engine: a training step of the U-Net on NumPy alone, on all cores, in memory that is planned once.
+
+Specification: :func:`minunet.engines.plain.loss_and_grads` and :meth:`minunet.unet.UNet.predict`.
+
+The ideas, and where they are:
+
+- convolutions by Winograd's minimal filtering, as matrix products on strided views: :mod:`.winograd`, :mod:`.rows`,
+  :mod:`.tiles`;
+- what lies between two convolutions (batch norm, ReLU, dropout, concatenation) is done to bands in the cache while
+  they are taken up and given back, and never stored: :mod:`.norm`, :mod:`.bands`;
+- the plan of the step and of its memory, made once: :mod:`.plan`, :mod:`.buffers`;
+- several processes on shared memory, each with a share of the pixels or channels: :mod:`.team`, :mod:`.chunks`,
+  :mod:`.channels`.
+
+The gain, with machine and date: docs/engines/cpu.md; ``python benchmarks/train_step.py`` measures it.
+"""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+import numpy as np
+
+from minunet import ops, rng
+from minunet.backend import Array
+from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, clip_in_place
+from minunet.engines.cpu.plan import Description, layout
+from minunet.engines.cpu.program import Program, build
+from minunet.engines.cpu.team import Team, TeamError, usable_size
+from minunet.engines.plain import Engine
+from minunet.layers import Arrays
+from minunet.losses import SegmentationLoss, check_target
+from minunet.optim import AdamW, WeightEMA
+from minunet.unet import UNet
+
+
+def unsupported(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int]) -> str | None:
+    """Why the engine cannot take this network, or None."""
+    config = net.config
+    if config["up_kernel"] not in (2, 3):
+        return f"the CPU engine has transposed convolutions of 2 x 2 and 3 x 3, not of {config['up_kernel']}"
+    multiple = 2**net.depth
+    if image_size[0] % multiple or image_size[1] % multiple:
+        return f"images of {image_size[0]} x {image_size[1]} are not a multiple of {multiple}"
+    return None
+
+
+class CpuEngine(Engine):
+    """The engine for batches of up to ``max_batch`` images of ``image_size`` (height, width).
+
+    ``workers`` processes share the work; None: as many as this process may use cores.
+    """
+
+    def __init__(
+        self,
+        net: UNet,
+        loss: SegmentationLoss,
+        max_batch: int,
+        image_size: tuple[int, int],
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(net, loss)
+        self.max_batch, self.image_size = max_batch, image_size
+        self._description = Description(net.config, net.bottleneck.norm1.eps, loss, max_batch, image_size)
+        arguments: dict[str, Any] = {
+            "config": net.config,
+            "eps": net.bottleneck.norm1.eps,
+            "loss": asdict(loss),
+            "max_batch": max_batch,
+            "image_size": list(image_size),
+        }
+        size, self.workers_reason = usable_size(workers)
+        try:
+            self._team = Team(size, build, arguments, layout(self._description, size).shared_bytes)
+        except (TeamError, OSError) as error:
+            if size == 1:
+                raise
+            self.workers_reason = str(error)
+            self._team = Team(1, build, arguments, layout(self._description, 1).shared_bytes)
+        self._program = cast(Program, self._team.program)
+        shared = self._program.shared
+        self._net_arrays = {name[4:]: array for name, array in shared.items() if name.startswith("net:")}
+        self._grads = {name[5:]: array for name, array in shared.items() if name.startswith("grad:")}
+        for unit in self._description.units.values():
+            if self._description.conv_bias:
+                # Batch norm takes the mean away, and with it whatever a bias added: its gradient is 0.
+                self._grads[f"{unit.conv}.bias"][...] = 0
+        processes = "process" if self._team.size == 1 else "processes"
+        self.name = f"cpu, {self._team.size} {processes}"
+
+    def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
+        """As the plain path. The gradients are overwritten by the next call."""
+        if not self._fits(x) or len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1:
+            return super().loss_and_grads(x, target, key)
+        check_target(target, (*x.shape[:3], self._description.out_channels))
+        self._take_over(self.net)
+        batch = len(x)
+        steps = self._program.steps_for(True, batch)
+        assert steps.loss is not None
+        steps.work.arrays["images:"][:batch] = x
+        steps.work.arrays["target:"][:batch] = target
+        self._team.run(["train", batch, list(key)])
+        norms = self._program.norms
+        stats: Arrays = {}
+        for unit in self._description.units.values():
+            stats[f"{unit.norm}.running_mean"] = norms[unit.conv].batch_mean
+            stats[f"{unit.norm}.running_var"] = norms[unit.conv].batch_var
+        return float(steps.loss.value), self._grads, stats
+
+    def logits(self, x: Array, net: UNet | None = None) -> Array:
+        """As ``net.forward(x, training=False)[0]``."""
+        if not self._fits(x):
+            return super().logits(x, net)
+        self._take_over(net or self.net)
+        arrays = self._program.steps_for(False, len(x)).work.arrays
+        arrays["images:"][: len(x)] = x
+        self._team.run(["infer", len(x)])
+        return arrays["logits:"][: len(x)].copy()
+
+    def predict(self, x: Array, net: UNet | None = None) -> Array:
+        """As ``net.predict(x)``."""
+        if not self._fits(x):
+            return super().predict(x, net)
+        return ops.sigmoid_forward(self.logits(x, net))[0]
+
+    def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
+        """As the plain path, in place."""
+        return clip_in_place(grads, max_norm)
+
+    def optimizer(self, parameters: Arrays, lr: float, **options: Any) -> AdamW:
+        """AdamW, block by block."""
+        return BlockAdamW(parameters, lr, **options)
+
+    def average(self, values: Arrays, max_decay: float) -> WeightEMA:
+        """The average of the weights, block by block."""
+        return BlockWeightEMA(values, max_decay)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._team.close()
+
+    def _fits(self, x: Array) -> bool:
+        """Whether the buffers were planned for such a batch."""
+        return (
+            isinstance(x, np.ndarray)
+            and x.ndim == 4
+            and 1 <= len(x) <= self.max_batch
+            and x.shape[1:] == (*self.image_size, self._description.in_channels)
+            and x.dtype == self._description.dtype
+        )
+
+    def _take_over(self, net: UNet) -> None:
+        """Copy the network's arrays to where all processes see them."""
+        for name, array in (net.parameters() | net.buffers()).items():
+            self._net_arrays[name][...] = array

@@ -1,0 +1,105 @@
+"""The stages at both ends of a step: the filters transformed and the dropout masks drawn; the gradients added up."""
+
+import numpy as np
+
+from minunet import rng
+from minunet.engines.cpu import rows, tiles
+from minunet.engines.cpu.chunks import Cut, share
+from minunet.engines.cpu.plan import adds_up
+from minunet.engines.cpu.work import Work
+
+
+class Filters:
+    """The transformed filters of every convolution whose pixels are shared out.
+
+    Each process transforms the filters of its share of the first channel that they have.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.units = [unit for unit in work.description.units.values() if unit.method != "channels"]
+
+    def run(self) -> None:
+        for unit in self.units:
+            matrix = (rows if unit.method == "rows" else tiles).filter_transform(self.work.matrices)
+            weight = self.work.arrays[f"net:{unit.conv}.weight"]
+            sign = self.work.norms[unit.conv].sign
+            weight = weight if (sign > 0).all() else weight * sign
+            self._transform(matrix, weight, self.work.arrays[f"filters:{unit.conv}"])
+
+    def _transform(self, matrix: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+        """out <- this process's part of ``matrix`` times ``weight`` (3, 3, C, C')."""
+        mine = share(weight.shape[2], self.work.member.rank, self.work.member.size)
+        part = np.ascontiguousarray(weight[:, :, mine.start : mine.stop]).reshape(matrix.shape[1], -1)
+        if matrix.shape[1] == 9:
+            columns = slice(mine.start * weight.shape[3], mine.stop * weight.shape[3])
+            np.matmul(matrix, part, out=out.reshape(len(matrix), -1)[:, columns])
+        else:
+            filters = out[:, :, mine.start : mine.stop]
+            filters[...] = (matrix @ part).reshape(filters.shape)
+
+
+class FlippedFilters(Filters):
+    """Those of the backward pass, in the memory of the others, which forward has done with.
+
+    dx is the convolution of dz with the filters turned by 180 degrees, their channels exchanged.
+    """
+
+    def run(self) -> None:
+        for unit in self.units:
+            if unit.source != "image":
+                matrix = (rows if unit.method == "rows" else tiles).filter_transform(self.work.matrices)
+                weight = self.work.arrays[f"net:{unit.conv}.weight"][::-1, ::-1].swapaxes(2, 3)
+                self._transform(matrix, weight, self.work.arrays[f"flipped:{unit.conv}"])
+
+
+class FiltersAndMasks:
+    """The filters, and the dropout masks of the step that ``key`` names: the same as the network's own layers draw."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.filters = work, Filters(work)
+        self.key = rng.Key(0)
+        depth = work.description.depth
+        # The streams are numbered as in UNet: first the dropouts on the way down, then those on the way up.
+        self.masks = [(level - 1, work.arrays[f"kept_pooled:{level + 1}"]) for level in range(1, depth + 1)]
+        self.masks += [(depth + level - 1, work.arrays[f"kept_concat:{level}"]) for level in range(1, depth + 1)]
+
+    def run(self) -> None:
+        self.filters.run()
+        work = self.work
+        threshold = round(work.description.dropout * 2**16)
+        for index, kept in self.masks:
+            key = self.key._replace(stream=rng.DROPOUT + index, image=self.key.image + work.first)
+            # A stream is cut up by blocks of 16 values, which is what the generator counts in.
+            blocks = -(-kept[0].size // 16)
+            for chunk in work.chunks(Cut(blocks, -(-blocks // work.member.size), 1)):
+                flat = kept[chunk.first_image].reshape(-1)[16 * chunk.first_row : 16 * (chunk.first_row + chunk.rows)]
+                draws = rng.random_uint16(
+                    key._replace(image=key.image + chunk.first_image), flat.size, first_block=chunk.first_row
+                )
+                np.greater_equal(draws, threshold, out=flat)
+
+
+class Gradients:
+    """The parts of the processes added up, in the order of their ranks; and the gradients of the batch norms."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        description, arrays = work.description, work.arrays
+        self.sums = []
+        for name in description.parameter_shapes():
+            if adds_up(description, name):
+                parts = [arrays[f"grad{rank}:{name}"].reshape(-1) for rank in range(1, work.member.size)]
+                self.sums.append((arrays[f"grad:{name}"].reshape(-1), parts))
+
+    def run(self) -> None:
+        member, arrays = self.work.member, self.work.arrays
+        for total, parts in self.sums:
+            mine = share(total.size, member.rank, member.size)
+            for part in parts:
+                total[mine.start : mine.stop] += part[mine.start : mine.stop]
+        if member.rank == 0:
+            for unit in self.work.description.units.values():
+                dgamma, dbeta = self.work.norms[unit.conv].gradients()
+                arrays[f"grad:{unit.norm}.gamma"][...] = dgamma
+                arrays[f"grad:{unit.norm}.beta"][...] = dbeta

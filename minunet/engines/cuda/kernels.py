@@ -1,0 +1,655 @@
+"""The kernels of the ``.cu`` files behind the methods of ``SpecificationKernels``: which launch, over how many blocks.
+
+A method checks shapes, chooses tiles and launches; the arithmetic is in the ``.cu`` file that it names. The launching
+itself is a device's: CuPy's here (:class:`CupyKernels`), the emulator's in tests/cuda, so that the tests run this very
+code without a GPU. The kernels have been emulated and compiled; they have not yet run on a GPU.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from minunet import rng
+from minunet.backend import Array
+from minunet.engines.cuda.specification import SpecificationKernels
+
+FOLDER = Path(__file__).parent
+
+PRECISIONS = {"float32": "PRECISION_F32", "tf32": "PRECISION_TF32", "bf16": "PRECISION_BF16"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A ``.cu`` file and how it is compiled."""
+
+    file: str
+    kernels: tuple[str, ...]
+    defines: Mapping[str, int] = field(default_factory=dict)
+    precise: bool = True  # whether it depends on the precision
+    like_numpy: bool = False  # a * b + c is rounded twice, as NumPy does it, and not once
+
+
+def _convolution(warps_m: int, warps_n: int, fragments_n: int) -> Program:
+    return Program("conv.cu", ("convolve",), {"WARPS_M": warps_m, "WARPS_N": warps_n, "FRAGMENTS_N": fragments_n})
+
+
+#: Everything that is compiled. A convolution's tile is so many pixels x output channels.
+PROGRAMS = {
+    "conv_128x128": _convolution(2, 2, 8),
+    "conv_256x64": _convolution(4, 1, 8),
+    "conv_256x32": _convolution(4, 1, 4),
+    "grad_weight": Program("grad_weight.cu", ("grad_weight",)),
+    "weights": Program("weights.cu", ("prepare_weight",)),
+    "reduce": Program("reduce.cu", ("sum_partials", "sum_many_partials", "column_sums", "finish_statistics")),
+    "norm": Program("norm.cu", ("norm_relu", "norm_relu_pool", "norm_relu_reduce", "norm_relu_gradient")),
+    "head": Program("head.cu", ("head", "head_grad_input", "head_grad_weight")),
+    "dropout": Program("dropout.cu", ("dropout_bits",), precise=False),
+    "loss": Program("loss.cu", ("loss_sums", "loss_value", "loss_gradient"), precise=False),
+    "optimizer": Program("optimizer.cu", ("adamw", "lerp", "squares", "sum_doubles"), precise=False, like_numpy=True),
+    "augment": Program("augment.cu", ("affine",), precise=False, like_numpy=True),
+}
+
+
+def source(file: str, included: set[str] | None = None) -> str:
+    """The text of a ``.cu`` file with its ``.cuh`` files put in: CuPy's cache of compiled programs sees this text."""
+    included = set() if included is None else included
+    lines = []
+    for number, line in enumerate((FOLDER / file).read_text(encoding="utf-8").split("\n"), start=1):
+        if line.startswith('#include "'):
+            header = line.split('"')[1]
+            if header not in included:
+                included.add(header)
+                lines += [f'#line 1 "{header}"', source(header, included), f'#line {number + 1} "{file}"']
+        elif line != "#pragma once":
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def options(program: Program, precision: str) -> tuple[str, ...]:
+    """The compiler's options, but for the architecture."""
+    defines = [f"-D{name}={value}" for name, value in program.defines.items()]
+    precise = [f"-D{PRECISIONS[precision]}"] if program.precise else []
+    return ("-std=c++17", *precise, *defines, *(["--fmad=false"] if program.like_numpy else []))
+
+
+class Device(Protocol):
+    """What can launch a kernel. Arrays are of its kind; whole numbers are int32 and fractions float32 to a kernel."""
+
+    xp: ModuleType
+    multiprocessors: int
+
+    def address(self, array: Array) -> int:
+        """Where an array begins in the device's memory."""
+
+    def launch(
+        self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
+    ) -> None:
+        """Run ``kernel`` of PROGRAMS[program] with so many bytes of dynamic shared memory. None is a null pointer."""
+
+
+class Kernels(SpecificationKernels):
+    """The methods of the specification, by kernels on ``device``. What no kernel does the specification does."""
+
+    def __init__(self, device: Device, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
+        super().__init__(device.xp, precision)
+        self.device = device
+        self.elements = 8 if precision == "bf16" else 4  # in 16 bytes
+        self._scratch = device.xp.empty(0, "float32")
+        self._weights: dict[tuple[int, tuple[int, ...]], _Prepared] = {}
+
+    def _launch(self, program: str, kernel: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
+        self.device.launch(program, kernel, blocks, threads, arguments, shared)
+
+    def _partials(self, size: int, dtype: str = "float32") -> Array:
+        """Scratch for ``size`` numbers, valid until the next call of a method."""
+        floats = size * (2 if dtype == "float64" else 1)
+        if self._scratch.size < floats:
+            self._scratch = self.xp.empty(0, "float32")  # freed before the larger one is made
+            self._scratch = self.xp.empty(floats, "float32")
+        return self._scratch[:floats].view(dtype)
+
+    # --- Convolutions: conv.cu, grad_weight.cu, weights.cu ------------------------------------------------------------
+
+    def prepare_weights(self, weights: dict[str, Array]) -> None:
+        """Lay out the weights of all convolutions but the head's for the kernels. To be called when they change.
+
+        ``weights`` are those of one network; the layouts of any other are forgotten.
+        """
+        former, self._weights = self._weights, {}
+        for name, weight in weights.items():
+            if weight.ndim == 4 and not name.startswith("head"):
+                key = (self.device.address(weight), weight.shape)
+                self._weights[key] = self._prepare(weight, former.get(key))
+
+    def _prepare(self, weight: Array, into: "_Prepared | None" = None) -> "_Prepared":
+        height, width, in_channels, out_channels = weight.shape
+        in_pitch, out_pitch = _multiple(in_channels, 8), _multiple(out_channels, 8)
+        if into is None:
+            forward = self.xp.empty((height * width, out_channels, in_pitch), self.dtype)
+            into = _Prepared(forward, self.xp.empty((height * width, in_channels, out_pitch), self.dtype))
+        blocks = height * width * _parts(in_pitch, 32) * _parts(out_pitch, 32)
+        sizes = (in_channels, out_channels, in_pitch, out_pitch)
+        self._launch("weights", "prepare_weight", blocks, 256, weight, into.forward, into.grad_input, *sizes)
+        return into
+
+    def _prepared(self, weight: Array) -> "_Prepared":
+        """The layouts of ``weight`` that prepare_weights has made, or made now."""
+        found = self._weights.get((self.device.address(weight), weight.shape))
+        return self._prepare(weight) if found is None else found
+
+    def conv3x3(self, x: Array, weight: Array, y: Array, mean: Array | None = None, var: Array | None = None) -> None:
+        _check_weight(weight, (3,), x.shape[3], y.shape[3])
+        _check_images("y", y, x.shape[:3])
+        laid_out = self._prepared(weight)
+        if mean is None or var is None:
+            self._convolve(0, 3, x, laid_out.forward, y)
+            return
+        tile = _tile(y.shape[3])
+        shares = _pixel_tiles(tile, *x.shape[:3])[0] * (tile.threads // tile.channels)
+        partials = self._partials(shares * 3 * y.shape[3])
+        self._convolve(0, 3, x, laid_out.forward, y, partials=partials)
+        blocks = _parts(y.shape[3], 32)
+        self._launch("reduce", "finish_statistics", blocks, 1024, partials, shares, y.shape[3], mean, var)
+
+    def conv3x3_grad_input(
+        self, dy: Array, weight: Array, dx: Array, bits: Array | None = None, scale: float = 1.0
+    ) -> None:
+        _check_weight(weight, (3,), dx.shape[3], dy.shape[3])
+        _check_images("dx", dx, dy.shape[:3])
+        mask = (bits, dx.shape[3], 0, scale)
+        self._convolve(1, 3, dy, self._prepared(weight).grad_input, dx, mask=mask, rounded=1)
+
+    def conv_transpose(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        y: Array,
+        bits: Array | None = None,
+        channels: tuple[int, int] = (0, 0),
+        scale: float = 1.0,
+    ) -> None:
+        if weight.shape[0] not in (2, 3):
+            super().conv_transpose(x, weight, bias, y, bits, channels, scale)
+            return
+        n, height, width, _ = x.shape
+        _check_weight(weight, (2, 3), x.shape[3], y.shape[3])
+        _check_images("y", y, (n, 2 * height, 2 * width))
+        total, first = channels if channels[0] else (y.shape[3], 0)
+        mask = (bits, total, first, scale)
+        self._convolve(2, weight.shape[0], x, self._prepared(weight).forward, y, bias=bias, mask=mask, rounded=1)
+
+    def conv_transpose_grad_input(self, dy: Array, weight: Array, dx: Array) -> None:
+        if weight.shape[0] not in (2, 3):
+            super().conv_transpose_grad_input(dy, weight, dx)
+            return
+        n, height, width, _ = dx.shape
+        _check_weight(weight, (2, 3), dx.shape[3], dy.shape[3])
+        _check_images("dy", dy, (n, 2 * height, 2 * width))
+        self._convolve(3, weight.shape[0], dy, self._prepared(weight).grad_input, dx)
+
+    def _convolve(
+        self,
+        direction: int,  # the enum Direction of conv.cu
+        kernel: int,
+        x: Array,
+        weight: Array,
+        y: Array,
+        bias: Array | None = None,
+        mask: tuple[Array | None, int, int, float] = (None, 0, 0, 1.0),
+        partials: Array | None = None,
+        rounded: int = 0,
+    ) -> None:
+        n, height, width, _ = x.shape if direction != 3 else y.shape  # of the smaller image, where they differ
+        tile = _tile(y.shape[3])
+        tiles, columns_log2 = _pixel_tiles(tile, n, height, width)
+        blocks = tiles * _parts(y.shape[3], tile.channels) * (4 if direction == 2 else 1)
+        bits, total, first, scale = mask
+        words = 0 if bits is None else bits.shape[1]
+        self._launch(
+            tile.program, "convolve", blocks, tile.threads,
+            x, _pitch("x", x), weight, weight.shape[2], y, _pitch("y", y), n, height, width, x.shape[3], y.shape[3],
+            direction, kernel, columns_log2, bias, bits, words, total, first, float(scale), partials, rounded,
+            shared=tile.shared,
+        )  # fmt: skip
+
+    def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
+        _check_weight(dweight, (3,), x.shape[3], dy.shape[3])
+        _check_images("dy", dy, x.shape[:3])
+        self._grad_weight(x, dy, dweight, transposed=0, strides=(dy.shape[3], 1))
+
+    def conv_transpose_grad_weight(self, x: Array, dy: Array, dweight: Array, dbias: Array) -> None:
+        if dweight.shape[0] not in (2, 3):
+            super().conv_transpose_grad_weight(x, dy, dweight, dbias)
+            return
+        n, height, width, _ = x.shape
+        _check_weight(dweight, (2, 3), x.shape[3], dy.shape[3])
+        _check_images("dy", dy, (n, 2 * height, 2 * width))
+        self._grad_weight(dy, x, dweight, transposed=1, strides=(1, dy.shape[3]))
+        pixels, channels = 4 * n * height * width, dy.shape[3]
+        wide, parts = self._wide(channels, dy)
+        rows, blocks = self._rows(pixels, parts)
+        partials = self._partials(rows * channels)
+        self._launch("reduce", "column_sums", blocks, 256, dy, _pitch("dy", dy), pixels, channels, wide, partials)
+        self._sum(partials, rows, channels, dbias)
+
+    def _grad_weight(
+        self, patch: Array, pixels: Array, dweight: Array, transposed: int, strides: tuple[int, int]
+    ) -> None:
+        n, height, width, _ = pixels.shape
+        kernel, size = dweight.shape[0], dweight.size
+        tiles = _parts(n * (height + 1), 8) * _parts(width, 16)
+        blocks = _parts(patch.shape[3], 64) * _parts(pixels.shape[3], 64) * (4 if transposed else 1)
+        # Enough blocks to fill the GPU twice, and partial sums of at most 256 MB.
+        splits = max(1, min(tiles, 2 * self.device.multiprocessors // blocks, 2**26 // size))
+        threads = 128 * (kernel - 1 if transposed else 3)
+        row_bytes = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
+        partials = self._partials(splits * size)
+        self._launch(
+            "grad_weight", "grad_weight", blocks * splits, threads,
+            patch, _pitch("x", patch), patch.shape[3], pixels, _pitch("dy", pixels), pixels.shape[3], n, height, width,
+            transposed, kernel, splits, *strides, partials,
+            shared=2 * (180 + 128) * row_bytes,
+        )  # fmt: skip
+        self._sum(partials, splits, size, dweight)
+
+    def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
+        """Into ``out``: the sum of the ``count`` rows of ``size`` numbers."""
+        if size < 4096:
+            self._launch("reduce", "sum_many_partials", _parts(size, 32), 1024, partials, count, size, out)
+        else:
+            self._launch("reduce", "sum_partials", _parts(size, 256), 256, partials, count, size, out)
+
+    # --- Batch norm and ReLU: norm.cu ---------------------------------------------------------------------------------
+
+    def _wide(self, channels: int, *arrays: Array, at_once: int | None = None) -> tuple[int, int]:
+        """Whether a thread can read ``at_once`` channels (16 bytes, if None), and how many parts a pixel then has."""
+        at_once = at_once or self.elements
+        whole = all(_pitch("an argument", array) % at_once == 0 for array in arrays)
+        aligned = all(self.device.address(array) % (16 // self.elements * at_once) == 0 for array in arrays)
+        wide = channels % at_once == 0 and whole and aligned
+        return int(wide), channels // at_once if wide else channels
+
+    def _rows(self, pixels: int, parts: int) -> tuple[int, int]:
+        """Over how many blocks the pixels are spread, and the blocks in all (the struct Worker of reduce.cuh)."""
+        side_by_side = min(parts, 256)
+        tiles = _parts(parts, side_by_side)
+        rows = max(1, min(_parts(pixels, 256 // side_by_side * 4), 8 * self.device.multiprocessors // tiles))
+        return rows, rows * tiles
+
+    def norm_relu(self, y: Array, mean: Array, var: Array, gamma: Array, beta: Array, out: Array, eps: float) -> None:
+        n, height, width, channels = y.shape
+        _check_images("out", out, y.shape[:3], channels)
+        wide, parts = self._wide(channels, y, out)
+        _, blocks = self._rows(n * height * width, parts)
+        self._launch(
+            "norm", "norm_relu", blocks, 256,
+            y, _pitch("y", y), out, _pitch("out", out), n * height * width, channels,
+            mean, var, gamma, beta, float(eps), wide,
+        )  # fmt: skip
+
+    def norm_relu_pool(
+        self,
+        y: Array,
+        mean: Array,
+        var: Array,
+        gamma: Array,
+        beta: Array,
+        skip: Array,
+        pooled: Array,
+        eps: float,
+        skip_bits: Array | None = None,
+        skip_channels: tuple[int, int] = (0, 0),
+        pooled_bits: Array | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        n, height, width, channels = pooled.shape
+        _check_images("y", y, (n, 2 * height, 2 * width), channels)
+        _check_images("skip", skip, y.shape[:3], channels)
+        total, first = skip_channels if skip_channels[0] else (channels, 0)
+        wide, parts = self._wide(channels, y, skip, pooled)
+        _, blocks = self._rows(n * height * width, parts)
+        self._launch(
+            "norm", "norm_relu_pool", blocks, 256,
+            y, _pitch("y", y), skip, _pitch("skip", skip), pooled, _pitch("pooled", pooled), n, height, width, channels,
+            mean, var, gamma, beta, float(eps),
+            skip_bits, _words(skip_bits), total, first, pooled_bits, _words(pooled_bits), float(scale), wide,
+        )  # fmt: skip
+
+    def norm_relu_backward(
+        self,
+        da: Array,
+        y: Array,
+        mean: Array,
+        var: Array,
+        gamma: Array,
+        beta: Array,
+        dy: Array,
+        dgamma: Array,
+        dbeta: Array,
+        eps: float,
+    ) -> None:
+        self._norm_relu_backward(da, None, y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+
+    def norm_relu_pool_backward(
+        self,
+        dskip: Array,
+        dpooled: Array,
+        y: Array,
+        mean: Array,
+        var: Array,
+        gamma: Array,
+        beta: Array,
+        dy: Array,
+        dgamma: Array,
+        dbeta: Array,
+        eps: float,
+    ) -> None:
+        n, height, width, channels = y.shape
+        _check_images("dpooled", dpooled, (n, height // 2, width // 2), channels)
+        self._norm_relu_backward(dskip, dpooled, y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+
+    def _norm_relu_backward(
+        self,
+        da: Array,
+        dpooled: Array | None,
+        y: Array,
+        mean: Array,
+        var: Array,
+        gamma: Array,
+        beta: Array,
+        dy: Array,
+        dgamma: Array,
+        dbeta: Array,
+        eps: float,
+    ) -> None:
+        n, height, width, channels = y.shape
+        _check_images("da", da, y.shape[:3], channels)
+        _check_images("dy", dy, y.shape[:3], channels)
+        arrays = [da, y, dy] if dpooled is None else [da, y, dy, dpooled]
+        wide, parts = self._wide(channels, *arrays, at_once=4)  # BACKWARD in norm.cu
+        rows, blocks = self._rows(n * height * width // (1 if dpooled is None else 4), parts)
+        partials = self._partials((rows + 1) * 2 * channels)
+        sums = partials[rows * 2 * channels :]  # dgamma, then dbeta
+        pool_pitch = 0 if dpooled is None else _pitch("dpooled", dpooled)
+        gradients = (da, _pitch("da", da), dpooled, pool_pitch, y, _pitch("y", y))
+        norm = (n, height, width, channels, mean, var, gamma, beta, float(eps))
+        self._launch("norm", "norm_relu_reduce", blocks, 256, *gradients, *norm, wide, partials)
+        self._sum(partials, rows, 2 * channels, sums)
+        dgamma[...], dbeta[...] = sums[:channels], sums[channels:]
+        written = (dy, _pitch("dy", dy))
+        self._launch("norm", "norm_relu_gradient", blocks, 256, *gradients, *written, *norm, dgamma, dbeta, wide)
+
+    # --- Dropout, head, loss: dropout.cu, head.cu, loss.cu ------------------------------------------------------------
+
+    def dropout_bits(self, bits: Array, key: rng.Key, rate: float) -> None:
+        n, words = bits.shape
+        key_words = [np.uint64(word) for word in (key.seed, key.epoch, key.step, key.stream, key.image)]
+        threshold = round(rate * 2**16)
+        blocks = _parts(n * words, 256)
+        self._launch("dropout", "dropout_bits", blocks, 256, bits, words, n, *key_words, threshold)
+
+    def head(self, x: Array, weight: Array, bias: Array, logits: Array) -> None:
+        if weight.shape[0] not in (1, 3):
+            super().head(x, weight, bias, logits)
+            return
+        n, height, width, channels = x.shape
+        wide, _ = self._wide(channels, x)
+        blocks = _parts(n * height * width, 32)
+        sizes = (n, height, width, channels, weight.shape[3], weight.shape[0])
+        self._launch("head", "head", blocks, 256, x, _pitch("x", x), weight, bias, logits, *sizes, wide)
+
+    def head_backward(self, dlogits: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
+        if weight.shape[0] not in (1, 3):
+            super().head_backward(dlogits, x, weight, dx, dweight, dbias)
+            return
+        n, height, width, channels = x.shape
+        sizes = (n, height, width, channels, weight.shape[3], weight.shape[0])
+        wide, parts = self._wide(channels, x, dx)
+        rows, blocks = self._rows(n * height * width, parts)
+        size = weight.size + dbias.size
+        partials = self._partials((rows + 1) * size)
+        sums = partials[rows * size :]
+        self._launch("head", "head_grad_weight", blocks, 256, dlogits, x, _pitch("x", x), *sizes, wide, partials)
+        self._sum(partials, rows, size, sums)
+        dweight[...], dbias[...] = sums[: weight.size].reshape(weight.shape), sums[weight.size :]
+        self._launch("head", "head_grad_input", blocks, 256, dlogits, weight, dx, _pitch("dx", dx), *sizes, wide)
+
+    def loss(
+        self,
+        logits: Array,
+        target: Array,
+        dice_weight: float,
+        bce_weight: float,
+        smooth: float,
+        over: str,
+        value: Array,
+        dlogits: Array,
+    ) -> None:
+        n, values = len(logits), logits[0].size
+        per_image = max(1, min(_parts(values, 1024), 4 * self.device.multiprocessors // n))
+        partials = self._partials(n * per_image * 4 + n, "float64")
+        dice = partials[n * per_image * 4 :].view("float32")  # two numbers an image
+        self._launch("loss", "loss_sums", n * per_image, 256, logits, target, values, per_image, partials)
+        weights = (np.float64(dice_weight), np.float64(bce_weight), np.float64(smooth), int(over == "batch"))
+        self._launch("loss", "loss_value", 1, 32, partials, n, per_image, values, *weights, value, dice)
+        scales = (float(dice_weight), float(bce_weight / (n * values)))
+        blocks = _parts(n * values, 256)
+        self._launch("loss", "loss_gradient", blocks, 256, logits, target, values, n, dice, *scales, dlogits)
+
+    # --- What follows the gradients: optimizer.cu ---------------------------------------------------------------------
+
+    def sum_of_squares(self, flat: Array) -> Array:
+        blocks = min(_parts(flat.size, 2048), 8 * self.device.multiprocessors)
+        partials = self._partials(blocks, "float64")
+        total = self.xp.empty(1, "float64")
+        self._launch("optimizer", "squares", blocks, 256, flat, np.int64(flat.size), partials)
+        self._launch("optimizer", "sum_doubles", 1, 256, partials, blocks, total)
+        return total
+
+    def table(self, columns: list[list[Array]]) -> "Table":
+        return Table(self.device, columns)
+
+    def adamw(
+        self, table: "Table", lr: float, betas: tuple[float, float], eps: float, steps: int, decays: list[float]
+    ) -> None:
+        beta1, beta2 = betas
+        corrections = (1 - beta1**steps, 1 - beta2**steps)
+        numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, *corrections)]
+        arguments = (*table.arguments, table.decays(decays), np.float64(lr), *numbers)
+        self._launch("optimizer", "adamw", table.blocks, 256, *arguments)
+
+    def lerp(self, table: "Table", decay: float) -> None:
+        self._launch("optimizer", "lerp", table.blocks, 256, *table.arguments, float(decay), float(1 - decay))
+
+    # --- Augmentation: augment.cu -------------------------------------------------------------------------------------
+
+    def affine(
+        self, images: Array, masks: Array, matrices: np.ndarray, moved_images: Array, moved_masks: Array
+    ) -> None:
+        """data.augment's warp_linear of ``images`` and warp_nearest of ``masks``, by (N, 2, 2) ``matrices``."""
+        n, height, width, channels = images.shape
+        sizes = (n, height, width, channels, masks.shape[3])
+        moves = self.xp.asarray(np.ascontiguousarray(matrices, dtype="float64"))
+        blocks = _parts(n * height * width, 256)
+        self._launch("augment", "affine", blocks, 256, images, masks, moves, moved_images, moved_masks, *sizes)
+
+
+class Table:
+    """The arrays of several lists, side by side, as a kernel finds them: pointers, sizes, which block works where."""
+
+    chunk = 8192  # CHUNK in optimizer.cu
+
+    def __init__(self, device: Device, columns: list[list[Array]]) -> None:
+        rows = list(zip(*columns, strict=True))
+        for row in rows:
+            for array in row:
+                if array.dtype != np.float32 or array.shape != row[0].shape or not array.flags.c_contiguous:
+                    raise ValueError(f"a table takes contiguous float32 arrays of one shape a row, got {array.shape}")
+        self.xp = device.xp
+        pointers = np.array([[device.address(array) for array in row] for row in rows], dtype="uint64")
+        sizes = np.array([row[0].size for row in rows], dtype="int64")
+        chunks = [(tensor, place) for tensor, size in enumerate(sizes) for place in range(_parts(size, self.chunk))]
+        self.blocks = len(chunks)
+        self.arrays = columns  # kept alive: the kernels know only where they are
+        self.arguments = tuple(map(self.xp.asarray, (pointers, sizes, np.array(chunks, dtype="int32"))))
+        self._decays: tuple[list[float], Array] = ([], None)
+
+    def decays(self, decays: list[float]) -> Array:
+        """The weight decay of each row, on the device; copied there when it changes."""
+        if self._decays[0] != decays:
+            self._decays = (list(decays), self.xp.asarray(np.array(decays, dtype="float64")))
+        return self._decays[1]
+
+
+class CupyKernels(Kernels):
+    """The kernels on the current GPU, compiled by NVRTC when first used (CuPy keeps what it compiled on disk)."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__(_CupyDevice(precision), precision)
+        self.name = "kernels"
+
+    @staticmethod
+    def why_not() -> str | None:
+        """Why these kernels cannot run here, in one line; None if they can."""
+        try:
+            cupy = importlib.import_module("cupy")
+            capability = int(cupy.cuda.Device().compute_capability)
+            if capability < 80:
+                return f"the kernels need compute capability 8.0, this GPU has {capability / 10:.1f}"
+            _CupyDevice("tf32").function("dropout", "dropout_bits", 0)
+        except Exception as error:  # CuPy raises several types: no driver, no device, no compiler
+            return f"the kernels cannot be compiled or loaded ({str(error).partition(chr(10))[0]})"
+        return None
+
+
+class _CupyDevice:
+    """The current GPU, through CuPy."""
+
+    def __init__(self, precision: str) -> None:
+        self.xp = importlib.import_module("cupy")
+        self.precision = precision
+        self.multiprocessors = self.xp.cuda.Device().attributes["MultiProcessorCount"]
+        self._modules: dict[str, Any] = {}
+        self._functions: dict[tuple[str, str, int], Any] = {}
+
+    def address(self, array: Array) -> int:
+        return int(array.data.ptr)
+
+    def function(self, program: str, kernel: str, shared: int) -> Any:
+        key = (program, kernel, shared)
+        if key not in self._functions:
+            if program not in self._modules:
+                settings = options(PROGRAMS[program], self.precision)
+                code = source(PROGRAMS[program].file)
+                self._modules[program] = self.xp.RawModule(code=code, options=settings, backend="nvrtc")
+            function = self._modules[program].get_function(kernel)
+            if shared > 48 * 1024:
+                function.max_dynamic_shared_size_bytes = shared
+            self._functions[key] = function
+        return self._functions[key]
+
+    def launch(
+        self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
+    ) -> None:
+        values = tuple(kernel_argument(value, self.address) for value in arguments)
+        self.function(program, kernel, shared)((blocks,), (threads,), values, shared_mem=shared)
+
+
+def kernel_argument(value: Any, address: Any) -> np.generic:
+    """``value`` as a NumPy scalar of the size that the kernel takes: an array becomes its address."""
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, bool | np.generic):
+        return np.int32(value) if isinstance(value, bool) else value
+    if isinstance(value, int):
+        return np.int32(value)
+    return np.float32(value) if isinstance(value, float) else np.uintp(address(value))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A convolution's weights in the two layouts of weights.cu."""
+
+    forward: Array  # (taps, C_out, C_in rounded up to a multiple of 8)
+    grad_input: Array  # (taps, C_in, C_out rounded up to a multiple of 8)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """The tile of a block of conv.cu."""
+
+    program: str
+    pixels: int
+    channels: int
+    threads: int = 128
+
+    @property
+    def shared(self) -> int:
+        """Bytes: three stages of patch and weights, or at the end the tile itself."""
+        patch = 180 if self.pixels == 128 else 340
+        return max(3 * (patch + self.channels) * 80, self.pixels * (self.channels + 4) * 4)
+
+
+def _tile(out_channels: int) -> _Tile:
+    """The tile for so many output channels: one as narrow as they need."""
+    if out_channels > 64:
+        return _Tile("conv_128x128", 128, 128)
+    return _Tile("conv_256x64", 256, 64) if out_channels > 32 else _Tile("conv_256x32", 256, 32)
+
+
+def _pixel_tiles(tile: _Tile, n: int, height: int, width: int) -> tuple[int, int]:
+    """How many tiles cover the images (stacked, with a row between two), and log2 of their width.
+
+    16 or 8 pixels wide, whichever covers with fewer.
+    """
+    counts = {log2: _parts(n * (height + 1), tile.pixels >> log2) * _parts(width, 1 << log2) for log2 in (4, 3)}
+    columns_log2 = min(counts, key=lambda log2: counts[log2])
+    return counts[columns_log2], columns_log2
+
+
+def _parts(size: int, part: int) -> int:
+    return -(-size // part)
+
+
+def _multiple(size: int, of: int) -> int:
+    return _parts(size, of) * of
+
+
+def _words(bits: Array | None) -> int:
+    return 0 if bits is None else bits.shape[1]
+
+
+def _pitch(name: str, x: Array) -> int:
+    """How many elements lie between two pixels of ``x``, a view of some channels of a contiguous (N, H, W, C) array."""
+    item, (_, height, width, channels) = x.dtype.itemsize, x.shape
+    pitch = x.strides[2]
+    fits = channels == 1 or x.strides[3] == item
+    fits = fits and (height == 1 or x.strides[1] == width * pitch)
+    fits = fits and (len(x) == 1 or x.strides[0] == height * width * pitch)
+    if not fits:
+        raise ValueError(f"{name} must be a view of the last axis of a contiguous array, got strides {x.strides}")
+    return pitch // item
+
+
+def _check_weight(weight: Array, kernels: tuple[int, ...], in_channels: int, out_channels: int) -> None:
+    side = weight.shape[0]
+    if side not in kernels or weight.shape != (side, side, in_channels, out_channels):
+        raise ValueError(
+            f"weight must have shape (k, k, {in_channels}, {out_channels}), k in {kernels}, got {weight.shape}"
+        )
+
+
+def _check_images(name: str, x: Array, images: tuple[int, ...], channels: int | None = None) -> None:
+    if x.shape[:3] != tuple(images) or (channels is not None and x.shape[3] != channels):
+        raise ValueError(f"{name} must have shape {(*images, channels or 'C')}, got {x.shape}")
+    if math.prod(x.shape[:3]) >= 2**31:
+        raise ValueError(f"{name} must have fewer than 2**31 pixels, got {x.shape}")

@@ -1,0 +1,98 @@
+"""The plain path: one training step in four lines, and the interface that every engine has.
+
+What an engine computes is defined here. It overrides what it does faster and inherits the rest.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from minunet import rng
+from minunet.backend import Array
+from minunet.layers import Arrays
+from minunet.losses import SegmentationLoss
+from minunet.optim import AdamW, WeightEMA, clip_by_global_norm
+from minunet.unet import UNet
+
+
+def loss_and_grads(
+    net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key
+) -> tuple[float, Arrays, Arrays]:
+    """One training pass over images ``x`` (N, H, W, C) and masks ``target`` (N, H, W, K): forward, loss, backward.
+
+    ``key`` names the dropout masks. Changes nothing. Returns the loss, the gradient of each parameter, and the
+    statistics of the batch under the names of the running ones.
+    """
+    logits, cache = net.forward(x, training=True, key=key)
+    value, loss_cache = loss.forward(logits, target)
+    _, grads = net.backward(loss.backward(loss_cache), cache)
+    return value.item(), grads, net.batch_stats(cache)
+
+
+def update_running_stats(net: UNet, batch_stats: Mapping[str, Array], momentum: float) -> None:
+    """In place: running <- momentum * running + (1 - momentum) * batch, as Keras does it, with the biased variance."""
+    for name, running in net.buffers().items():
+        running[...] = momentum * running + (1 - momentum) * batch_stats[name]
+
+
+class Engine:
+    """What training asks of an engine; this class itself is the plain path.
+
+    ``name`` is all of an engine that the last bits of a result depend on: a checkpoint keeps it, and a resumed run
+    warns if it is another one. ``reason`` says why the plain path is taken where an engine was asked for.
+    An engine is closed when its ``with`` block ends, however it ends.
+    """
+
+    name = "plain"
+    reason: str | None = None
+
+    def __init__(self, net: UNet, loss: SegmentationLoss) -> None:
+        self.net, self.loss = net, loss
+
+    def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
+        """:func:`loss_and_grads` of the network as it is now.
+
+        The arrays returned may lie in the engine's own memory: they hold until its next call.
+        """
+        return loss_and_grads(self.net, x, target, self.loss, key)
+
+    def logits(self, x: Array, net: UNet | None = None) -> Array:
+        """The logits that ``net.forward(x, training=False)`` returns.
+
+        ``net`` is the engine's own network if None, or another one with the same config and on the same device.
+        """
+        logits, _ = (net or self.net).forward(x, training=False)
+        return logits
+
+    def predict(self, x: Array, net: UNet | None = None) -> Array:
+        """What ``net.predict(x)`` returns, for images of any size; ``net`` as in :meth:`logits`."""
+        return (net or self.net).predict(x)
+
+    # What is done with the gradients: a GPU wants it in one launch for all parameters.
+
+    def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
+        """:func:`minunet.optim.clip_by_global_norm`; the gradients of this engine may be scaled in place."""
+        return clip_by_global_norm(grads, max_norm)
+
+    def optimizer(self, parameters: Arrays, lr: float, **options: Any) -> AdamW:
+        """:class:`minunet.optim.AdamW`, which see."""
+        return AdamW(parameters, lr, **options)
+
+    def update_running_stats(self, batch_stats: Mapping[str, Array], momentum: float) -> None:
+        """:func:`update_running_stats` of the network."""
+        update_running_stats(self.net, batch_stats, momentum)
+
+    def average(self, values: Arrays, max_decay: float) -> WeightEMA:
+        """:class:`minunet.optim.WeightEMA`, which see."""
+        return WeightEMA(values, max_decay)
+
+    def close(self) -> None:
+        """Give back what the engine holds, such as processes and memory. To close it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
