@@ -81,9 +81,11 @@ def clip_in_place(grads: Mapping[str, Array], max_norm: float) -> tuple[Arrays, 
     """As :func:`minunet.optim.clip_by_global_norm`, but it changes ``grads``, which are the engine's own."""
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
-    wide = (block.astype(np.float64) for block in blocks_of(grads).values())  # squares of float32 soon overflow
-    norm = math.sqrt(sum(np.dot(block, block).item() for block in wide))
+    blocks = blocks_of(grads).values()
+    wide = (block.astype(np.float64) for block in blocks)  # squares of float32 soon overflow
+    # No dot product: outside of the team's work BLAS would start threads for it.
+    norm = math.sqrt(sum((block * block).sum().item() for block in wide))
     if max_norm < norm < math.inf:
-        for block in blocks_of(grads).values():
+        for block in blocks:
             block *= max_norm / norm
     return dict(grads), norm

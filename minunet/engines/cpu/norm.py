@@ -63,8 +63,9 @@ class ChannelSums:
         into += (self._ones[:, : len(pixels)] @ pixels)[0]
 
 
-#: A batch norm whose gamma is so small against its beta is a constant to its last digit.
-CONSTANT = 1e15
+#: A batch norm whose gamma is 0, or so small against its beta, is a constant: this number, which no z changes in its last
+#: digit, so that all values are equal, as pooling has to see them, times a slope that makes it the right one.
+CONSTANT = 1e24
 
 
 class Norm:

@@ -260,8 +260,8 @@ Places = dict[str, tuple[int, tuple[int, ...], np.dtype]]  # offset, shape and d
 class Memory(NamedTuple):
     """Where the arrays of a training step, or of a prediction, lie.
 
-    In memory that all processes share: :attr:`whole`, and :attr:`by_rows`, if the processes share out rows. If they share
-    out images, each has those that are not whole for its own images in memory of its own: :attr:`by_images`.
+    In memory that all processes share: :attr:`whole`, and :attr:`by_rows`, if the processes share out rows. If they
+    share out images, each has those that are not whole for its own images in memory of its own: :attr:`by_images`.
     """
 
     whole: Places

@@ -1,0 +1,79 @@
+"""Every kernel compiles to machine code for the GPUs that can run it, and fits them: no GPU is needed to see that.
+
+A multiprocessor of an H100 has 65536 registers and 227 KB of shared memory. What a block takes of them decides how many
+blocks run at a time; a kernel that needs more registers than it may have spills them to memory, and is slow.
+"""
+
+import pytest
+
+from minunet.engines.cuda.kernels import PROGRAMS, _tile
+from tests.cuda.nvrtc import compile_program, library
+
+if library() is None:
+    pytest.skip("NVRTC is not here: pip install nvidia-cuda-nvrtc-cu12", allow_module_level=True)
+
+#: The most registers a thread and bytes of static shared memory that each kernel may take, in any precision.
+#: To raise one is a decision.
+BOUNDS = {
+    "convolve": (255, 1536),  # 128 threads, 2 blocks: 65536 / 256 = 256 registers
+    "grad_weight": (168, 2560),  # 384 threads, 1 block: 170 registers
+    "prepare_weight": (40, 4352),
+    "sum_partials": (40, 0),
+    "sum_many_partials": (64, 8448),
+    "column_sums": (48, 1024),
+    "finish_statistics": (64, 16896),  # 1024 threads: 64 registers
+    "norm_relu": (64, 0),
+    "norm_relu_pool": (112, 0),
+    "norm_relu_reduce": (112, 1024),
+    "norm_relu_gradient": (112, 0),
+    "head": (64, 0),
+    "head_grad_input": (64, 0),
+    "head_grad_weight": (128, 1024),
+    "dropout_bits": (40, 0),
+    "loss_sums": (48, 8192),
+    "loss_value": (72, 32),
+    "loss_gradient": (40, 0),
+    "adamw": (40, 0),
+    "lerp": (32, 0),
+    "squares": (40, 2048),
+    "sum_doubles": (40, 2048),
+    "affine": (72, 0),
+}
+
+#: Both precisions of training for the GPU that minunet aims at, and one for the oldest that has the instructions.
+CASES = [
+    (name, architecture, precision)
+    for architecture, precision in (("sm_90", "tf32"), ("sm_90", "bf16"), ("sm_80", "bf16"))
+    for name, program in PROGRAMS.items()
+    if program.precise or precision == "tf32"
+]
+
+
+@pytest.mark.parametrize(("program", "architecture", "precision"), CASES)
+def test_kernels_compile_and_fit(program, architecture, precision):
+    compiled = compile_program(program, precision, architecture)
+    assert compiled.keys() == set(PROGRAMS[program].kernels)
+    for name, kernel in compiled.items():
+        registers, shared_bytes = BOUNDS[name]
+        assert kernel.spilled_bytes == 0, f"{name} spills: {kernel}"
+        assert kernel.stack_bytes == 0, f"{name} indexes registers at run time: {kernel}"
+        assert kernel.registers <= registers, f"{name}: {kernel}"
+        assert kernel.shared_bytes <= shared_bytes, f"{name}: {kernel}"
+
+
+@pytest.mark.parametrize("program", ["conv_128x128", "grad_weight"])
+def test_float32_as_three_products_compiles(program):
+    for kernel in compile_program(program, "float32", "sm_90").values():
+        assert kernel.spilled_bytes == kernel.stack_bytes == 0
+
+
+def test_two_blocks_of_a_convolution_share_a_multiprocessor():
+    """Their shared memory, with the 1 KB that the system takes of each block: 227 KB in all on an H100."""
+    for channels in (16, 64, 256):
+        assert 2 * (_tile(channels).shared + BOUNDS["convolve"][1] + 1024) <= 227 * 1024
+
+
+def test_a_source_that_does_not_compile_is_reported(monkeypatch):
+    monkeypatch.setattr("tests.cuda.nvrtc.source", lambda file: "extern __global__ void broken( {")
+    with pytest.raises(ValueError, match="error"):
+        compile_program("loss", "tf32", "sm_90")

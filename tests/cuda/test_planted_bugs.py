@@ -1,0 +1,261 @@
+"""Bugs of the kind that a GPU hides until it does not, planted in the kernels: the emulator must catch each.
+
+A patch names the exact text that it replaces, so a kernel that has moved on makes its test fail rather than pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from minunet.engines.cuda.kernels import Kernels
+from tests.cuda.emulator import COMPILER, EmulatedKernels, KernelError, load
+from tests.cuda.test_kernels import Numbers, assert_agrees, empty, output
+
+if COMPILER is None:
+    pytest.skip("no g++ here", allow_module_level=True)
+
+SEEDS = range(8)  # orders of threads; one of them has to show the bug
+
+
+def convolution(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, weight = numbers.activation(1, 5, 9, 32), numbers(3, 3, 32, 24)
+    assert_agrees(kernels, "conv3x3", x, weight, output(1, 5, 9, 24), empty(24), empty(24))
+
+
+def weight_gradient(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, dy = numbers.activation(2, 17, 9, 8), numbers.activation(2, 17, 9, 24)
+    assert_agrees(kernels, "conv3x3_grad_weight", x, dy, empty(3, 3, 8, 24))
+
+
+def transposed_weight_gradient(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, dy = numbers.activation(2, 17, 3, 8), numbers.activation(2, 34, 6, 8)
+    assert_agrees(kernels, "conv_transpose_grad_weight", x, dy, empty(3, 3, 8, 8), empty(8))
+
+
+def norm_gradient(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    da, y = numbers.activation(2, 6, 6, 8), numbers.activation(2, 6, 6, 8)
+    norm = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
+    assert_agrees(kernels, "norm_relu_backward", da, y, *norm, output(2, 6, 6, 8), empty(8), empty(8), 1e-3)
+
+
+def norm(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    arguments = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
+    assert_agrees(kernels, "norm_relu", numbers.activation(1, 3, 3, 8), *arguments, output(1, 3, 3, 8), 1e-3)
+
+
+def head(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, weight, bias = numbers.activation(1, 4, 4, 40), numbers(3, 3, 40, 1), numbers(1)
+    assert_agrees(kernels, "head", x, weight, bias, empty(1, 4, 4, 1))
+
+
+def small_head(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, weight, bias = numbers.activation(1, 3, 3, 8), numbers(1, 1, 8, 1), numbers(1)
+    assert_agrees(kernels, "head", x, weight, bias, empty(1, 3, 3, 1))
+
+
+def loss(kernels: Kernels) -> None:
+    numbers = Numbers("float32")
+    logits, target = numbers(2, 9, 9, 1), (numbers(2, 9, 9, 1) > 0).astype("float32")
+    assert_agrees(kernels, "loss", logits, target, 0.7, 0.6, 0.8, "batch", empty(1), empty(2, 9, 9, 1))
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    old: str
+    new: str
+    scene: Callable[[Kernels], None]
+    message: str  # a part of what is said
+    precision: str = "tf32"
+
+
+WRONG = "relative error"
+
+BUGS = [
+    Bug(
+        "the barrier of the main loop is missing: a fast warp reads what others have not brought yet",
+        "conv.cu",
+        "        __syncthreads();  // everyone's has, and",
+        "        // everyone's has, and",
+        convolution,
+        WRONG,
+    ),
+    Bug(
+        "the wait lets one group of copies too many be under way",
+        "conv.cu",
+        "copy_wait<STAGES - 2>();",
+        "copy_wait<STAGES - 1>();",
+        convolution,
+        WRONG,
+    ),
+    Bug(
+        "the tile of the result overwrites patches that a slow warp still reads",
+        "conv.cu",
+        "    __syncthreads();  // from here on shared memory holds the tile of the result, in rows of channels",
+        "",
+        convolution,
+        WRONG,
+    ),
+    Bug(
+        "the wait for the copies is missing",
+        "grad_weight.cu",
+        "        copy_wait<0>();\n        __syncthreads();  // the tile is there",
+        "        __syncthreads();  // the tile is there",
+        weight_gradient,
+        WRONG,
+    ),
+    Bug(
+        "copies into the buffer in use: one stage where two are needed",
+        "grad_weight.cu",
+        "unsigned char* to = shared + tile % STAGES * STAGE_BYTES;",
+        "unsigned char* to = shared;",
+        weight_gradient,
+        WRONG,
+    ),
+    Bug(
+        "a fragment's rows in the order of its columns",
+        "grad_weight.cu",
+        "row(lane % 4 + i / 2 * 4) + (channel + lane / 4 + i % 2 * 8) * 4",
+        "row(lane % 4 + i % 2 * 4) + (channel + lane / 4 + i / 2 * 8) * 4",
+        weight_gradient,
+        WRONG,
+    ),
+    Bug(
+        "the lanes name the rows of a bf16 fragment in the wrong order",
+        "grad_weight.cu",
+        "row(lane % 8 + lane / 16 * 8) + (channel + lane / 8 % 2 * 8) * 2",
+        "row(lane % 8 + lane / 8 % 2 * 8) + (channel + lane / 16 * 8) * 2",
+        weight_gradient,
+        WRONG,
+        precision="bf16",
+    ),
+    Bug(
+        "warps without work leave while the others wait for them",
+        "grad_weight.cu",
+        "        if (tap_row >= tap_rows) continue;",
+        "        if (tap_row >= tap_rows) return;",
+        transposed_weight_gradient,
+        "ends with copies that it never waited for",
+    ),
+    Bug(
+        "a race on a reduction: the scratch is filled anew while it is summed",
+        "reduce.cuh",
+        "value[i] += scratch[threadIdx.x + g * wide];\n        __syncthreads();",
+        "value[i] += scratch[threadIdx.x + g * wide];",
+        norm_gradient,
+        WRONG,
+    ),
+    Bug(
+        # This kernel was first written so. On a GPU these threads are of one warp, whose luck might have hidden it.
+        "the last barrier of a sum by halving is missing",
+        "loss.cu",
+        "    __syncthreads();  // thread 0 has the sums, and threads 1 to 3 write them, too",
+        "",
+        loss,
+        WRONG,
+        precision="float32",
+    ),
+    Bug(
+        "lanes of one warp pass numbers through shared memory without __syncwarp",
+        "loss.cu",
+        "            total[threadIdx.x] += sum;\n        }\n        __syncwarp();",
+        "            total[threadIdx.x] += sum;\n        }",
+        loss,
+        WRONG,
+        precision="float32",
+    ),
+    Bug(
+        "a shuffle names fewer lanes than take part",
+        "head.cu",
+        "__shfl_xor_sync(0xffffffffu, sum, bits)",
+        "__shfl_xor_sync(0x00ffffffu, sum, bits)",
+        head,
+        "is not in its own mask",
+    ),
+    Bug(
+        "lanes that have no pixel leave before a shuffle that needs them",
+        "head.cu",
+        "    const int j = pixel % width, i = pixel / width % height, image = pixel / width / height;\n"
+        "    for (int k = 0; k < outputs; ++k) {\n        float sum = 0;",
+        "    if (!inside) return;\n"
+        "    const int j = pixel % width, i = pixel / width % height, image = pixel / width / height;\n"
+        "    for (int k = 0; k < outputs; ++k) {\n        float sum = 0;",
+        small_head,
+        "deadlock: it waits in __shfl_xor_sync",
+    ),
+    Bug(
+        "a barrier that half of the threads pass in another place",
+        "loss.cu",
+        "        __syncthreads();\n        if (threadIdx.x < half)",
+        "        if (threadIdx.x < half) __syncthreads();\n        else\n            __syncthreads();\n"
+        "        if (threadIdx.x < half)",
+        loss,
+        "__syncthreads in line",
+        precision="float32",
+    ),
+    Bug(
+        "one pixel too many",
+        "norm.cu",
+        "pixel < pixels; pixel += w.step",
+        "pixel <= pixels; pixel += w.step",
+        norm,
+        "access to forbidden memory",
+        precision="float32",
+    ),
+    Bug(
+        "a register more than the tile has columns: shared memory written beyond its end",
+        "conv.cu",
+        "constexpr int RESULT_PITCH = CHANNELS + 4;",
+        "constexpr int RESULT_PITCH = 3 * CHANNELS + 4;",
+        convolution,
+        "access to forbidden memory",
+    ),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.file}-{bug.name[:40]}")
+def test_a_planted_bug_is_caught(bug):
+    """The kernel as it stands passes in the same scene, and with the bug fails as expected in some order of threads."""
+    bug.scene(EmulatedKernels(bug.precision))
+    for seed in SEEDS:
+        try:
+            bug.scene(EmulatedKernels(bug.precision, seed, [(bug.file, bug.old, bug.new)]))
+        except (AssertionError, KernelError) as error:
+            assert bug.message in str(error)  # noqa: PT017  # which of the seeds raises is chance
+            return
+    pytest.fail(f"not caught: {bug.name}")
+
+
+def test_a_patch_must_find_its_text():
+    with pytest.raises(ValueError, match="found 0 times"):
+        load("loss", "float32", (("loss.cu", "no such text", ""),))
+
+
+def test_arguments_of_the_wrong_size_are_refused():
+    """What a GPU's driver would take as it comes."""
+    kernels = EmulatedKernels("float32")
+    numbers = np.zeros(4, "float32")
+    with pytest.raises(KernelError, match="the kernel takes arguments pip, got pdp"):
+        kernels.device.launch("optimizer", "sum_doubles", 1, 256, (numbers, np.float64(4), numbers), 0)
+
+
+def test_rows_of_fragments_lie_in_different_banks():
+    """ldmatrix reads 8 rows of 16 bytes a cycle, if no two of them share banks: with 64 bytes a row they would."""
+    for precision in ("tf32", "bf16"):
+        kernels = EmulatedKernels(precision)
+        convolution(kernels)
+        weight_gradient(kernels)
+        assert kernels.emulated.row_conflicts["convolve"] == kernels.emulated.row_conflicts["grad_weight"] == 0
+    kernels = EmulatedKernels("tf32", patches=[("conv.cu", "PITCH = 64 + 16;", "PITCH = 64;")])
+    convolution(kernels)
+    assert kernels.emulated.row_conflicts["convolve"] > 0
