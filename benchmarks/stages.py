@@ -3,9 +3,9 @@
     python benchmarks/stages.py                              base 16, 128 x 128, batch 8
     python benchmarks/stages.py --width 32 --size 224 --batch 4 --each
 
-One process, so that no stage waits for another process. The floor of a stage is the multiplications of its transformed
-products alone (Winograd's count, not the plain convolution's) at the rate that this core reaches in small products, which
-is measured first. What a stage takes above that is transforms, batch norm, ReLU, memory, and Python.
+One process, so that no stage waits for another process. The floor of a stage is the multiplications of its
+transformed products alone (Winograd's count, not the plain convolution's) at the rate that this core reaches in small
+products, which is measured first. What a stage takes above that is transforms, batch norm, ReLU, memory, and Python.
 """
 
 import argparse

@@ -28,6 +28,7 @@ NAMES = (
     "per_patient",
     "mask_not_augmented",
     "slice_leak",
+    "winograd_error",
 )
 PICTURES = Path(__file__).parents[1] / "pictures"
 

@@ -6,6 +6,8 @@ second-level cache. Backward does three things with a chunk while it is there: t
 former.
 """
 
+from math import prod
+
 import numpy as np
 
 from minunet.engines.cpu import rows, tiles
@@ -18,6 +20,8 @@ from minunet.engines.cpu.work import Work
 #: Bytes of one chunk's planes: what fits a second-level cache of 1 MiB beside the rest.
 ROWS_BUDGET = 1_200_000
 TILES_BUDGET = (1_200_000, 3_000_000)  # at least; at most, and half of what the filters take in between
+#: Bytes of the gradient of the transformed filters that are made at a time.
+FILTERS_BUDGET = 5_000_000
 #: So many tiles are collected before the gradient of the filters is multiplied out: adding to it costs as much as 20.
 TILES_TOGETHER = 150
 
@@ -142,12 +146,18 @@ class ConvBackward:
         x_places = [calls.chunk(self.x_planes, number) for number in range(together)]
         self.x_into_planes = [calls.input_transform(x, place) for place in x_places]
         method = rows if unit.method == "rows" else tiles
-        dfilters = work.take(*method.filters_shape(unit.c_in, unit.c_out))
-        self.multiply_filters = calls.filter_gradient(self.x_planes, self.dz_planes, dfilters)
-        self.filter_transform_t = np.ascontiguousarray(method.filter_transform(work.matrices).T)
-        self.dfilters = dfilters.reshape(self.filter_transform_t.shape[1], -1)
+        # The gradient of the filters, a block of input channels at a time.
+        fit = max(1, FILTERS_BUDGET // (36 * unit.c_out * work.dtype.itemsize))
+        self.blocks = [slice(first, min(first + fit, unit.c_in)) for first in range(0, unit.c_in, fit)]
+        self.transform_t = np.ascontiguousarray(method.filter_transform(work.matrices).T)
+        widest = min(fit, unit.c_in)
+        self.dfilters = work.take(prod(method.filters_shape(widest, unit.c_out)))
+        self.part = work.take(9 * widest * unit.c_out)
         self.dweight = work.take(3, 3, unit.c_in, unit.c_out)
-        self.part = work.take(len(self.filter_transform_t), self.dfilters.shape[1])
+        self.multiply_filters = []
+        for block in self.blocks:
+            dfilters = carve(self.dfilters, method.filters_shape(block.stop - block.start, unit.c_out))
+            self.multiply_filters.append(calls.filter_gradient(self.x_planes[..., block], self.dz_planes, dfilters))
         self.target = work.target(unit, pixels)
         if self.target is not None:
             self.flipped_planes, sums = (work.take(*calls.planes_shape(c)) for c in (unit.c_out, unit.c_in))
@@ -195,10 +205,14 @@ class ConvBackward:
 
     def _add_filters(self) -> None:
         """Add what the collected chunks give to the gradient of the weight: the filters' transform, transposed."""
-        self.multiply_filters()
-        np.matmul(self.filter_transform_t, self.dfilters, out=self.part)
-        dweight = self.dweight.reshape(self.part.shape)
-        np.add(dweight, self.part, out=dweight)
+        taps, transformed = self.transform_t.shape
+        for block, multiply in zip(self.blocks, self.multiply_filters, strict=True):
+            multiply()
+            dweight = self.dweight[:, :, block]
+            dfilters = carve(self.dfilters, (transformed, dweight.size // taps))
+            part = carve(self.part, (taps, dfilters.shape[1]))
+            np.matmul(self.transform_t, dfilters, out=part)
+            np.add(dweight, part.reshape(dweight.shape), out=dweight)
 
     def _store_filters(self) -> None:
         """The gradient of the weight, with the factors that source and gradient left out."""

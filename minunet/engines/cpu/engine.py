@@ -27,7 +27,7 @@ from minunet.engines.cpu.plan import Description, layout
 from minunet.engines.cpu.program import Program, build
 from minunet.engines.cpu.team import Team, TeamError, usable_size
 from minunet.engines.plain import Engine
-from minunet.layers import Arrays
+from minunet.layers import Arrays, map_arrays
 from minunet.losses import SegmentationLoss, check_target
 from minunet.optim import AdamW, WeightEMA
 from minunet.unet import UNet
@@ -47,7 +47,10 @@ def unsupported(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: t
 class CpuEngine(Engine):
     """The engine for batches of up to ``max_batch`` images of ``image_size`` (height, width).
 
-    ``workers`` processes share the work; None: as many as this process may use cores.
+    ``workers`` processes share the work; None: as many as this process may use cores, but no more than images.
+    Where processes cannot be started it works in this one, and :attr:`workers_reason` says why.
+
+    Raises ValueError if ``workers`` is out of range, and TeamError from any method if a process has died.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class CpuEngine(Engine):
             "image_size": list(image_size),
         }
         size, self.workers_reason = usable_size(workers)
+        if workers is None:
+            size = min(size, max(max_batch, 2))  # more would have less than an image each, and mostly wait
         try:
             self._team = Team(size, build, arguments, layout(self._description, size).shared_bytes)
         except (TeamError, OSError) as error:
@@ -79,6 +84,7 @@ class CpuEngine(Engine):
         self._program = cast(Program, self._team.program)
         shared = self._program.shared
         self._net_arrays = {name[4:]: array for name, array in shared.items() if name.startswith("net:")}
+        self._predictor = {name[10:]: array for name, array in shared.items() if name.startswith("predictor:")}
         self._grads = {name[5:]: array for name, array in shared.items() if name.startswith("grad:")}
         for unit in self._description.units.values():
             if self._description.conv_bias:
@@ -92,14 +98,14 @@ class CpuEngine(Engine):
         if not self._fits(x) or len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1:
             return super().loss_and_grads(x, target, key)
         check_target(target, (*x.shape[:3], self._description.out_channels))
-        self._take_over(self.net)
+        _take_over(self.net, self._net_arrays)
         batch = len(x)
         steps = self._program.steps_for(True, batch)
         assert steps.loss is not None
         steps.work.arrays["images:"][:batch] = x
         steps.work.arrays["target:"][:batch] = target
         self._team.run(["train", batch, list(key)])
-        norms = self._program.norms
+        norms = self._program.norms[True]
         stats: Arrays = {}
         for unit in self._description.units.values():
             stats[f"{unit.norm}.running_mean"] = norms[unit.conv].batch_mean
@@ -110,7 +116,7 @@ class CpuEngine(Engine):
         """As ``net.forward(x, training=False)[0]``."""
         if not self._fits(x):
             return super().logits(x, net)
-        self._take_over(net or self.net)
+        _take_over(net or self.net, self._predictor)
         arrays = self._program.steps_for(False, len(x)).work.arrays
         arrays["images:"][: len(x)] = x
         self._team.run(["infer", len(x)])
@@ -127,7 +133,17 @@ class CpuEngine(Engine):
         return clip_in_place(grads, max_norm)
 
     def optimizer(self, parameters: Arrays, lr: float, **options: Any) -> AdamW:
-        """AdamW, block by block."""
+        """AdamW, block by block.
+
+        If ``parameters`` are the network's, they move first to the memory that the processes share, so that no step
+        has to copy them there: ``net.parameters()`` are other arrays then, with the same values.
+        """
+        mine = self.net.parameters()
+        if parameters.keys() == mine.keys() and all(parameters[name] is array for name, array in mine.items()):
+            _take_over(self.net, self._net_arrays)
+            moved = {id(array): self._net_arrays[name] for name, array in mine.items()}
+            vars(self.net).update(vars(map_arrays(self.net, lambda array: moved.get(id(array), array))))
+            parameters = self.net.parameters()
         return BlockAdamW(parameters, lr, **options)
 
     def average(self, values: Arrays, max_decay: float) -> WeightEMA:
@@ -148,7 +164,9 @@ class CpuEngine(Engine):
             and x.dtype == self._description.dtype
         )
 
-    def _take_over(self, net: UNet) -> None:
-        """Copy the network's arrays to where all processes see them."""
-        for name, array in (net.parameters() | net.buffers()).items():
-            self._net_arrays[name][...] = array
+
+def _take_over(net: UNet, arrays: Arrays) -> None:
+    """Copy the network's arrays to where all processes see them, but those that are there already."""
+    for name, array in (net.parameters() | net.buffers()).items():
+        if array is not arrays[name]:
+            arrays[name][...] = array

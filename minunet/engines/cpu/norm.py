@@ -63,8 +63,8 @@ class ChannelSums:
         into += (self._ones[:, : len(pixels)] @ pixels)[0]
 
 
-#: A batch norm whose gamma is 0, or so small against its beta, is a constant: this number, which no z changes in its last
-#: digit, so that all values are equal, as pooling has to see them, times a slope that makes it the right one.
+#: A batch norm whose gamma is 0, or so small against its beta, is a constant: this number, which no z changes in its
+#: last digit, so that all values are equal, as pooling has to see them, times a slope that makes it the right one.
 CONSTANT = 1e24
 
 

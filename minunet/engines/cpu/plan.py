@@ -291,7 +291,9 @@ def layout(description: Description, processes: int) -> Layout:
 
     parameters = description.parameter_shapes()
     for name, shape in (parameters | description.buffer_shapes()).items():
+        # Those of the network that is trained, and those of one that predicts: it may be another, such as an average.
         place(f"net:{name}", shape, dtype)
+        place(f"predictor:{name}", shape, dtype)
     for unit in description.units.values():
         # Sums over the pixels, a slot for each process: of z and z^2 forward, of g and g z backward.
         place(f"sums:{unit.conv}", (2, processes, 2, unit.c_out), np.dtype(np.float64))

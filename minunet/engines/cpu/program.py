@@ -88,11 +88,16 @@ class Program:
         self.description, self.member = description, member
         places = layout(description, member.size)
         self.shared = {name: member.array(*place) for name, place in places.permanent.items()}
+        predictor = {f"net:{name[10:]}": array for name, array in self.shared.items() if name.startswith("predictor:")}
+        shared = {True: self.shared, False: self.shared | predictor}  # by training
         self.norms = {
-            unit.conv: Norm(
-                self.shared[f"sums:{unit.conv}"], norm_arrays(self.shared, unit), description.eps, description.dtype
-            )
-            for unit in description.units.values()
+            training: {
+                unit.conv: Norm(
+                    arrays[f"sums:{unit.conv}"], norm_arrays(arrays, unit), description.eps, description.dtype
+                )
+                for unit in description.units.values()
+            }
+            for training, arrays in shared.items()
         }
         own = own_memory(places.own_bytes)
         plans = {True: description.training_stages(), False: description.forward_stages(training=False)}
@@ -100,7 +105,7 @@ class Program:
         for _ in ("measure", "build"):
             self.steps: dict[tuple[bool, bool], Steps] = {}  # by (training, by images)
             for training, memory in ((True, places.training), (False, places.inference)):
-                whole = self.shared | {name: member.array(*place) for name, place in memory.whole.items()}
+                whole = shared[training] | {name: member.array(*place) for name, place in memory.whole.items()}
                 by_images = {name: _view(own, *place) for name, place in memory.by_images.items()}
                 by_rows = {name: member.array(*place) for name, place in memory.by_rows.items()}
                 for images, arrays in ((True, by_images), (False, by_rows)):
@@ -109,7 +114,7 @@ class Program:
                             description,
                             member,
                             whole | arrays,
-                            self.norms,
+                            self.norms[training],
                             scratch,
                             training=training,
                             by_images=images,
@@ -126,7 +131,7 @@ class Program:
             if steps.masks is not None:
                 steps.masks.key = rng.Key(*rest[0])
         else:
-            for norm in self.norms.values():
+            for norm in self.norms[False].values():
                 norm.from_running()
         steps.run(batch)
 
