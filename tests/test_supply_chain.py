@@ -49,10 +49,13 @@ def faults(source: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_dangerous_is_called(path):
-    # benchmarks may measure torch as a peer
-    allowed = "imports torch" if "benchmarks" in path.parts else "nothing"
-    found = [fault for fault in faults(path.read_text(encoding="utf-8"), path.name) if allowed not in fault]
-    assert found == []
+    allowed: tuple[str, ...] = ()
+    if "benchmarks" in path.parts:  # may measure torch as a peer
+        allowed = ("imports torch",)
+    if path == ROOT / "minunet" / "exercises" / "learner.py":  # runs the file that its user has written and names
+        allowed = ("calls exec", "calls compile")
+    found = faults(path.read_text(encoding="utf-8"), path.name)
+    assert [fault for fault in found if not any(phrase in fault for phrase in allowed)] == []
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minunet.engines.cpu.member import LOOK_AROUND, Member, PeerGone, memory_size
+from minunet.errors import UserError
 
 MOST = 64  # workers: a barrier looks at every other rank
 _GRACE = 2.0  # seconds in which a worker leaves by itself
@@ -64,6 +65,10 @@ class Program(Protocol):
 
 class TeamError(RuntimeError):
     """A team could not start, a worker died or failed, or the team is closed."""
+
+
+class WorkerKilled(TeamError, UserError):
+    """Someone has killed a worker, or the system for want of memory: no bug, but for the machine's owner to put right."""
 
 
 class Team:
@@ -159,7 +164,11 @@ class Team:
             with self._limited():
                 yield
         except PeerGone as gone:
-            raise TeamError(self._workers.last_words(gone.rank)) from None
+            words = self._workers.last_words(gone.rank)
+            if words.endswith("killed by SIGKILL"):
+                hint = "perhaps because memory ran out, free some and try again"
+                raise WorkerKilled(f"{words}, {hint}") from None
+            raise TeamError(words) from None
 
 
 class _Workers:
