@@ -32,8 +32,9 @@ def options_and_shapes(draw):
     widths = draw(st.lists(draw(st.sampled_from([few, many, st.one_of(few, many)])), min_size=1, max_size=4))
     multiple = 2 ** (len(widths) - 1)
     most = max(2, 18 // multiple)
-    size = tuple(multiple * draw(st.integers(1, most)) for _ in range(2))
-    batch = draw(st.integers(1 if np.prod(size) >= 4 * multiple**2 else 4, 5))
+    # Not one pixel at the bottom: there some gradients are 0 but for rounding, and compare with nothing.
+    size = tuple(multiple * draw(st.integers(2, most)) for _ in range(2))
+    batch = draw(st.integers(1, 5))
     options = {
         "widths": tuple(widths),
         "in_channels": draw(st.sampled_from([1, 3, 4])),
@@ -80,7 +81,6 @@ def check_it(case: Problem, loss=LOSS, bound=DOUBLE, workers=1, more=0):
 
 
 @given(options_and_shapes(), losses(), seeds, st.integers(0, 2))
-@settings(max_examples=settings.default.max_examples)
 @example((2, (10, 14), {"widths": (32, 40)}), LOSS, 1, 0)
 @example((1, (8, 8), {"widths": (3, 4, 5), "dropout": 0.0}), LOSS, 2, 3)
 @example((5, (8, 8), {"widths": (4, 33, 5, 36)}), LOSS, 3, 1)  # one pixel at the bottom
@@ -168,9 +168,8 @@ def test_it_is_the_plain_path_in_float32(name, workers):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="teams of processes are of POSIX systems alone")
-@pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("name", FIXED)
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize(("batch", "workers"), [(1, 2), (3, 2), (2, 3), (5, 3)])
 def test_processes_share_the_work_of_the_plain_path(name, batch, workers):
     """By rows with one image for two, or two for three; by images otherwise."""
     _, size, options = FIXED[name]

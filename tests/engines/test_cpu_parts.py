@@ -1,5 +1,7 @@
 """Parts of the CPU engine by themselves: what the whole step would show only as a number that is a little off."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,7 +89,7 @@ def test_arrays_that_live_at_one_time_never_share_memory(drawn):
             for name, (nbytes, first, last) in lifetimes.items()
             if first <= stage <= last
         )
-        assert all(end <= start for (_, end), (start, _) in zip(live, live[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(live))
         assert all(end <= total for _, end in live)
     assert all(offset % ALIGNMENT == 0 for offset in offsets.values())
     assert set(offsets) == set(lifetimes)

@@ -1,4 +1,4 @@
-"""The CPU engine in long runs and violent ends: no growth, nothing left behind, and one line that says what happened."""
+"""The CPU engine in long runs and violent ends: no growth, nothing left behind, one line that says what happened."""
 
 import os
 import signal
