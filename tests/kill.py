@@ -1,6 +1,6 @@
 """Kills trainings and saves at random moments, and says what was lost::
 
-    python -m tests.kill --runs 20 --saves 200
+    python -m tests.kill --runs 20 --saves 200 --engine auto
 
 *Runs*: examples/train_lgg.py is killed by SIGKILL somewhere in its training, and resumed. Its last checkpoint has to
 be that of the run that nobody killed, to the last bit. *Saves*: a process that does nothing but save one checkpoint
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minunet import cli
+from minunet import cli, engines
 from minunet.checkpoint import load
 from tests.command_line import SMALL, command, run, weights
 
@@ -34,11 +34,12 @@ class Killed(NamedTuple):
 
     epoch: int  # in which the last checkpoint before the kill was written
     same: bool  # whether the resumed run ended with the bits of the unbroken one
+    engine: str  # the name of the engine that ran
 
 
-def unbroken(folder: Path) -> tuple[str, float]:
+def unbroken(folder: Path, engine: str) -> tuple[str, float]:
     """The SHA-256 of all that a run ends with that nobody kills, and the seconds of its training."""
-    process = start(folder)
+    process = start(folder, engine)
     began = time.monotonic()
     finished = folder / "run" / "curves.png"  # the first file after the training
     while process.poll() is None and not finished.exists():
@@ -49,30 +50,33 @@ def unbroken(folder: Path) -> tuple[str, float]:
     return weights(folder / "run"), seconds
 
 
-def start(folder: Path) -> subprocess.Popen:
-    """A training in ``folder``, which has got as far as its first checkpoint."""
+def start(folder: Path, engine: str) -> subprocess.Popen:
+    """A training by ``engine``, auto or plain, in ``folder``, which has got as far as its first checkpoint."""
     folder.mkdir()
-    process = subprocess.Popen(command("train_lgg", *TRAINING), cwd=folder, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("train_lgg", *TRAINING, "--engine", engine), cwd=folder, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not (folder / "run" / "last.npz").exists():
         time.sleep(0.002)
     return process
 
 
-def kill_runs(scratch: Path, count: int, seed: int = 0) -> Iterator[Killed]:
+def kill_runs(scratch: Path, count: int, seed: int = 0, engine: str = "auto") -> Iterator[Killed]:
     """Kills ``count`` trainings, each at a moment of its own, and resumes them."""
-    expected, seconds = unbroken(scratch / "unbroken")
+    expected, seconds = unbroken(scratch / "unbroken", engine)
     moments = random.Random(seed)
     number = 0
     while number < count:
         folder = scratch / f"run{number}"
-        process = start(folder)
+        process = start(folder, engine)
         time.sleep(moments.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
         in_training = process.wait() == -signal.SIGKILL and not (folder / "run" / "curves.png").exists()
         if in_training:
-            epoch = load(folder / "run" / "last.npz")[1]["progress"]["epoch"]
+            metadata = load(folder / "run" / "last.npz")[1]
             ended = run("train_lgg", "--resume", "run", "--quiet", cwd=folder, timeout=600)
-            yield Killed(epoch, ended.code == 0 and weights(folder / "run") == expected)
+            same = ended.code == 0 and weights(folder / "run") == expected
+            yield Killed(metadata["progress"]["epoch"], same, metadata["engine"])
             number += 1
         else:
             folder.rename(scratch / f"late{time.monotonic_ns()}")  # the kill came after the training: once more
@@ -134,6 +138,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--runs", type=cli.non_negative_int, default=20)
     parser.add_argument("--saves", type=cli.non_negative_int, default=200)
     parser.add_argument("--seed", type=cli.seed, default=0)
+    parser.add_argument("--engine", choices=engines.CHOICES, default="auto")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "saves").mkdir()
@@ -144,9 +149,12 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
         results = []
-        for result in kill_runs(Path(scratch), options.runs, options.seed) if options.runs else ():
+        for result in kill_runs(Path(scratch), options.runs, options.seed, options.engine) if options.runs else ():
             results.append(result)
-            print(f"run {len(results)}: killed after epoch {result.epoch}, the same bits: {result.same}", flush=True)
+            print(
+                f"run {len(results)}: {result.engine}, killed after epoch {result.epoch}, the same bits: {result.same}",
+                flush=True,
+            )
         same = sum(result.same for result in results)
         print(f"runs: {same} of {len(results)} resumed to the bits of the unbroken run")
     if saves.lost or same < len(results):

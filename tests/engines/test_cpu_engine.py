@@ -323,12 +323,6 @@ def test_one_value_a_channel_is_refused_as_the_plain_path_does():
     assert str(found.value) == str(expected.value)
 
 
-def test_a_step_that_names_no_dropout_mask_is_refused():
-    case = problem(2, (8, 8), widths=(3, 4), dropout=0.3)
-    with engine_for(case) as engine, pytest.raises(ValueError, match="key must be given"):
-        engine.loss_and_grads(case.x, case.target, None)
-
-
 def test_what_it_cannot_take_runs_on_the_plain_path_and_says_why():
     assert "5" in unsupported(UNet(widths=(2, 3), up_kernel=5), LOSS, 2, (8, 8))
     assert "10 x 8" in unsupported(UNet(widths=(2, 3, 4)), LOSS, 2, (10, 8))

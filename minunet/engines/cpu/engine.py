@@ -95,8 +95,9 @@ class CpuEngine(Engine):
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         """As the plain path. The gradients are overwritten by the next call."""
-        if not self._fits(x) or len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1:
-            return super().loss_and_grads(x, target, key)
+        one_pixel = len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1
+        if key is None or one_pixel or not self._fits(x):
+            return super().loss_and_grads(x, target, key)  # which knows what to refuse
         check_target(target, (*x.shape[:3], self._description.out_channels))
         _take_over(self.net, self._net_arrays)
         batch = len(x)

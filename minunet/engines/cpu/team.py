@@ -68,7 +68,7 @@ class TeamError(RuntimeError):
 
 
 class WorkerKilled(TeamError, UserError):
-    """Someone has killed a worker, or the system for want of memory: no bug, but for the machine's owner to put right."""
+    """Someone has killed a worker, or the system for want of memory: for the owner of the machine to put right."""
 
 
 class Team:
