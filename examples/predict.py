@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from minunet import cli
+from minunet import cli, engines
 from minunet.data.lgg import read_image, shown
 from minunet.errors import UserError
 from minunet.plots import display_image, overlay
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
     )
     cli.add_device_argument(parser)
-    cli.add_engine_arguments(parser)
+    engines.add_arguments(parser)
     options = parser.parse_args(arguments)
 
     # Whatever can be wrong with the input is found before anything is written.

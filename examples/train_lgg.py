@@ -147,7 +147,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=cli.seed, help="default 0")
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
     cli.add_device_argument(parser)
-    cli.add_engine_arguments(parser)
+    engines.add_arguments(parser)
     add("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args(arguments)
 

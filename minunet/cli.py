@@ -300,24 +300,6 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for minunet.engines.build."""
-    from minunet import engines  # here: engines asks minunet.summary for sizes, and that is a command line too
-
-    parser.add_argument(
-        "--engine",
-        choices=engines.CHOICES,
-        default="auto",
-        help="plain: the readable code; auto (default): the same, faster",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=engines.PRECISIONS,
-        default="float32",
-        help="on a GPU, of products (tf32) or of all activations (bf16); default float32",
-    )
-
-
 def announce_device(name: str) -> str:
     """The device, "cpu" or "cuda", that ``--device name`` means; one line says why, if "auto" finds no GPU.
 

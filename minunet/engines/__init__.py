@@ -6,6 +6,7 @@ computes it in just that way. An engine computes the same, up to rounding, in th
 Nobody has to read an engine to understand minunet.
 """
 
+import argparse
 from functools import partial
 from importlib import import_module
 
@@ -20,6 +21,19 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 #: Where the engine of each device is: a module with ``unsupported`` and a class, imported when it is asked for.
 ENGINES = {"cpu": ("minunet.engines.cpu.engine", "CpuEngine"), "cuda": ("minunet.engines.cuda.engine", "CudaEngine")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for :func:`build`."""
+    parser.add_argument(
+        "--engine", choices=CHOICES, default="auto", help="plain: the readable code; auto (default): the same, faster"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="on a GPU, of products (tf32) or of all activations (bf16); default float32",
+    )
 
 
 def build(
