@@ -19,7 +19,20 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="teams of processes a
 
 ROOT = Path(__file__).parents[2]
 NBYTES = 1024
-SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes started meanwhile, of which the ``returncode`` is None until they are waited for."""
+    processes = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return processes
 
 
 def start(size, **arguments):
@@ -49,8 +62,8 @@ def works(process):
         return exists(process) and not Path("/proc").exists()
 
 
-def wait_until(condition, seconds=10.0):
-    """Whether ``condition()`` comes true within ``seconds``."""
+def wait_until(condition, seconds=60.0):
+    """Whether ``condition()`` comes true within ``seconds``, of which a busy machine may need many."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -156,13 +169,12 @@ def test_an_exception_of_rank_0_is_raised_as_it_is(size, command, error):
     assert not any(exists(process) for process in members[1:])
 
 
-def test_a_build_that_fails_ends_the_team():
+def test_a_build_that_fails_ends_the_team(started):
     with pytest.raises(TeamError, match=r"worker 1 .* failed:[\s\S]*a planted failure to build"):
         start(3, fails=1)
     with pytest.raises(ValueError, match="a planted failure to build"):
         start(2, fails=0)
-    with pytest.raises(ChildProcessError):  # no child is left, alive or dead
-        os.waitpid(-1, os.WNOHANG)
+    assert [process.returncode is None for process in started] == [False] * 3  # no child is left, alive or dead
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -189,14 +201,13 @@ def test_a_team_that_nobody_holds_ends():
     assert not exists(members[1])
 
 
-def test_teams_come_and_go_without_a_trace():
+def test_teams_come_and_go_without_a_trace(started):
     def left():
         gc.collect()
         return len(list(Path("/proc/self/fd").iterdir())), len(Path("/proc/self/maps").read_text().splitlines())
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("there is no /proc to count in")
-    files = sorted(SHARED_MEMORY.iterdir())
     for number in range(50):
         with start(2 if number % 2 else 1) as team:
             team.run(["sum", 1])
@@ -204,11 +215,22 @@ def test_teams_come_and_go_without_a_trace():
         if number == 4:
             descriptors, maps = left()
     now = left()
-    assert now[0] == descriptors
-    assert now[1] <= maps + 5  # the allocator's own may come and go
-    assert sorted(SHARED_MEMORY.iterdir()) == files
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    # 45 teams would leave 45 or more of each; Python's own may come and go.
+    assert now[0] <= descriptors + 5
+    assert now[1] <= maps + 20
+    assert [process.returncode for process in started] == [0] * 25
+
+
+def test_the_shared_memory_has_no_name():
+    """So that nothing is left of it under /dev/shm when the processes have gone, in whatever way."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("there is no /proc to look in")
+    with start(2) as team:
+        for process in processes(team):
+            lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+            shared = [line for line in lines if line.split()[1] == "rw-s"]
+            assert shared
+            assert [line for line in shared if not line.endswith(" (deleted)")] == []
 
 
 @pytest.mark.parametrize(
@@ -238,6 +260,17 @@ print(*team.array(512, (2,), "int64"), flush=True)
 """
 
 
+# A fork that lives until there is a file "over"; Python 3.12 warns of one in a process with threads.
+FORK = """
+import warnings
+warnings.simplefilter("ignore")
+if os.fork() == 0:
+    while not os.access("over", os.F_OK):
+        time.sleep(0.01)
+    os._exit(0)
+"""
+
+
 def script(rest, folder, as_file=False, **options):
     """A process that makes a team, prints the process of each rank, and runs ``rest``; and these processes."""
     text = SCRIPT + rest
@@ -262,7 +295,7 @@ def script(rest, folder, as_file=False, **options):
 @pytest.mark.parametrize(("rest", "code"), [("print(team.run(['sum', 3]))", 0), ("sys.exit(4)", 4), ("os._exit(5)", 5)])
 def test_a_script_needs_no_guard_and_no_close(tmp_path, rest, code, as_file):
     process, members = script(rest, tmp_path, as_file)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, "9.0\n" if code == 0 else "", "")
     assert len(members) == 2
     assert wait_until(lambda: not works(members[1]))
@@ -274,15 +307,18 @@ def test_a_script_needs_no_guard_and_no_close(tmp_path, rest, code, as_file):
         "team.run(['go_on', 'begun', 'until'])",
         "open('begun', 'w').close(); time.sleep(60)",
         # what rank 0 has forked holds the other ends of the sockets open
-        "if os.fork() == 0:\n    time.sleep(4)\n    os._exit(0)\nteam.run(['go_on', 'begun', 'until'])",
+        FORK + "team.run(['go_on', 'begun', 'until'])",
     ],
     ids=["in a run", "idle", "in a run, with a fork alive"],
 )
 def test_workers_leave_when_rank_0_is_killed(tmp_path, rest):
     process, members = script(rest, tmp_path)
-    assert wait_until((tmp_path / "begun").exists)
-    process.kill()
-    assert wait_until(lambda: not works(members[1]), seconds=3)
+    try:
+        assert wait_until((tmp_path / "begun").exists)
+        process.kill()
+        assert wait_until(lambda: not works(members[1]))
+    finally:
+        (tmp_path / "over").touch()
     process.stdout.close()
     process.stderr.close()
     process.wait()
@@ -295,7 +331,7 @@ def test_ctrl_c_can_let_the_run_end(tmp_path):
     process, members = script(rest, tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
     assert wait_until(lambda: not works(members[1]))
 
@@ -304,9 +340,11 @@ def test_ctrl_c_ends_a_run_that_does_not_answer_it(tmp_path):
     process, members = script("team.run(['go_on', 'begun', 'until'])", tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
-    assert err.count("Traceback") == 1  # rank 0's own, and none of a worker
+    # Rank 0's own, and none of a worker. Its traceback may have parts, if it was handling another exception.
+    assert err.splitlines().count("KeyboardInterrupt") == 1
+    assert ", in work\n" not in err
     assert wait_until(lambda: not works(members[1]))
 
 
@@ -328,7 +366,7 @@ assert not team.closed
 print(team.run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
 
 
@@ -348,7 +386,7 @@ except TeamError as error:
 print(Team(1, build, {{}}, 1024).run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("a team of 2 processes cannot start: ")
     assert out.endswith("\n3.0\n")
