@@ -15,6 +15,8 @@ version = release = minunet.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "docs.site_extension"]
 exclude_patterns = ["interactive"]
 
+highlight_language = "text"  # what a docstring sets apart is mostly formulas and columns
+
 html_theme = "furo"
 html_title = "minunet"
 html_static_path = ["static"]

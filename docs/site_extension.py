@@ -74,6 +74,21 @@ def site_path(path: Path) -> str:
     return f"source/{name}.html"
 
 
+class LinkedPictures(SphinxTransform):
+    """Makes each picture a link to itself alone, as GitHub does: on a phone its letters are small."""
+
+    default_priority = 500
+
+    def apply(self, **_: Any) -> None:
+        """Put a reference around each picture."""
+        for node in list(self.document.findall(nodes.image)):
+            path = Path(self.env.relfn2path(node["uri"], self.env.docname)[1])
+            up = "../" * self.env.docname.count("/")
+            reference = nodes.reference("", "", refuri=up + site_path(path.resolve()))
+            node.replace_self(reference)
+            reference += node
+
+
 class RepositoryLinks(SphinxTransform):
     """Turns a link to a file outside docs/ into a link to its page under ``source/``."""
 
@@ -229,6 +244,7 @@ def plain_text(app: Sphinx, what: str, name: str, item: Any, options: Any, lines
 
 def escaped(paragraph: str) -> str:
     """``paragraph`` with a backslash before what reStructuredText would take for markup, except in ``code``."""
+    paragraph = re.sub(r"\bdocs/([\w/]+)\.md\b", r":doc:`docs/\1.md </\1>`", paragraph)  # a page that it names: a link
     parts = re.split(r"(``.+?``|:\w+:`.+?`)", paragraph, flags=re.DOTALL)
     parts[::2] = [re.sub(r"([|*\\])|(?<=\w)_(?!\w)", lambda found: "\\" + found[0], part) for part in parts[::2]]
     return "".join(parts)
@@ -256,6 +272,7 @@ def copy_interactive(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.add_html_math_renderer("latex2mathml", (mathml, None), (mathml, None))
+    app.add_transform(LinkedPictures)
     app.add_transform(RepositoryLinks)
     app.connect("source-read", expanded)
     app.connect("autodoc-process-docstring", plain_text)

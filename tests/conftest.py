@@ -1,6 +1,7 @@
-"""Hypothesis profiles, and the implementations that the contract tests run over."""
+"""Hypothesis profiles, the implementations that the contract tests run over, and a browser."""
 
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -36,3 +37,24 @@ def device(request):
     """What is not plain NumPy: the strict stand-in for CuPy, and CuPy where a GPU answers."""
     with request.param.active():
         yield request.param
+
+
+def chromium():
+    """The path of a Chromium, or None."""
+    named = os.environ.get("MINUNET_CHROMIUM")
+    names = [named] if named else ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium: Debian's ``chromium-headless-shell`` or ``chromium``, or what MINUNET_CHROMIUM names; else skips."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
+    path = chromium()
+    if path is None:
+        pytest.skip("needs a Chromium: apt-get install chromium-headless-shell, or MINUNET_CHROMIUM=path")
+    with playwright.sync_playwright() as driver:
+        # In a container, as root, Chromium has no sandbox to offer. It opens only files of this repository here.
+        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()

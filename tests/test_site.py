@@ -117,3 +117,51 @@ def test_the_reference_shows_docstrings_and_leads_to_the_source(site):
     page = pages["api/mathematics.html"]
     assert "minunet.ops.conv2d.conv2d_backward" in page.anchors
     assert any(re.fullmatch(r"\.\./source/minunet/ops/conv2d\.py\.html#L-\d+", link) for link in page.links)
+
+
+@pytest.fixture
+def window(browser):
+    """A page of the browser, which keeps a list of the addresses outside this disk that it was told to ask for."""
+    page = browser.new_page()
+    page.set_default_timeout(120_000)  # a machine may be busy with other tests
+    page.asked = []
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or page.asked.append(request.url))
+    yield page
+    page.close()
+
+
+#: What reaches beyond the screen, or beyond the column of the text; what scrolls by itself does not count.
+TOO_WIDE = """() => {
+  const text = document.querySelector(".content");
+  const overflow = text.scrollWidth > text.clientWidth + 1 || text.getBoundingClientRect().right > innerWidth + 1;
+  return overflow || document.documentElement.scrollWidth > innerWidth;
+}"""
+
+
+def test_every_chapter_fits_the_screen(window, site):
+    root, pages = site
+    names = [name for name in pages if not name.startswith(("source/", "interactive/"))]
+    wide = []
+    for name in [*names, "source/README.md.html", "source/minunet/unet.py.html"]:
+        window.goto((root / name).as_uri())
+        for width in (1400, 1000, 800, 390):
+            window.set_viewport_size({"width": width, "height": 844})
+            if window.evaluate(TOO_WIDE):
+                wide.append(f"{name} at {width} pixels")
+    assert not wide, "\n".join(wide)
+    assert window.asked == []
+
+
+def test_the_search_works_from_the_disk(window, site):
+    root, _ = site
+    window.goto((root / "index.html").as_uri())
+    window.fill("input.sidebar-search", "dweight")
+    window.keyboard.press("Enter")
+    found = window.locator(".search li a")
+    found.first.wait_for()
+    window.wait_for_function("document.querySelector('.search-summary').textContent.includes('found')")
+    assert any(
+        link.endswith("derivations/conv2d.html")
+        for link in found.evaluate_all("all => all.map((a) => a.href.split('#')[0].split('?')[0])")
+    )
+    assert window.asked == []

@@ -113,7 +113,8 @@ function drawValues(canvas, points, { H, W, values }, name) {
   const scale = largest(values);
   drawMap(canvas, H, W, zoom, (k) => colours(values[k] / scale));
   const part = seenPart(name);
-  if (part) drawBox(canvas, zoom, part.rows, part.columns, cssColour("--window"));
+  const stroke = points < LARGE ? 4 : 2; // a small picture is shown smaller still
+  if (part) drawBox(canvas, zoom, part.rows, part.columns, cssColour("--window"), stroke);
 }
 
 const thumbnails = {}; // by line name, the canvas in the U

@@ -151,12 +151,13 @@ function drawMap(canvas, H, W, zoom, colour) {
   context.drawImage(small, 0, 0, W * zoom, H * zoom);
 }
 
-/** Outline the pixels of rows i0 to i1 and columns j0 to j1 of such a map. */
-function drawBox(canvas, zoom, [i0, i1], [j0, j1], colour) {
+/** Outline the pixels of rows i0 to i1 and columns j0 to j1 of such a map, with a line of so many points. */
+function drawBox(canvas, zoom, [i0, i1], [j0, j1], colour, points = 2) {
   const context = canvas.getContext("2d");
   context.strokeStyle = `rgb(${colour.join(" ")})`;
-  context.lineWidth = 2;
-  context.strokeRect(j0 * zoom + 1, i0 * zoom + 1, (j1 - j0 + 1) * zoom - 2, (i1 - i0 + 1) * zoom - 2);
+  context.lineWidth = points;
+  const [left, top] = [j0 * zoom + points / 2, i0 * zoom + points / 2];
+  context.strokeRect(left, top, (j1 - j0 + 1) * zoom - points, (i1 - i0 + 1) * zoom - points);
 }
 
 /**
