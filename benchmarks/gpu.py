@@ -14,6 +14,7 @@ correctness  the tests that have a GPU's part; then the engine in each precision
 ceilings     what the machine can do: a copy in its memory, large matrix products
 layers       each distinct layer of the network, forward and backward, against PyTorch's
 step         whole training steps against PyTorch eager in both layouts, and compiled; peak memory
+profile      where the time of a step goes, kind of kernel by kind of kernel, beside its floor
 reference    a training by examples/train_lgg.py: seconds an epoch, the share of the steps in it, the Dice
 
 A ratio is PyTorch's time over minunet's: above 1 minunet is faster. Both take turns, round by round; the median of the
@@ -40,7 +41,7 @@ from minunet.durable import json_text, write_text  # noqa: E402
 from minunet.errors import UserError  # noqa: E402
 
 #: The parts in their order, with their time limits in seconds: ten minutes together.
-PARTS = {"correctness": 200, "ceilings": 30, "layers": 100, "step": 240, "reference": 540}
+PARTS = {"correctness": 180, "ceilings": 30, "layers": 100, "step": 240, "profile": 50, "reference": 540}
 
 
 def main(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minunet import cli  # noqa: E402
+from minunet.backend import Array  # noqa: E402
 from minunet.engines.cuda.engine import CudaEngine  # noqa: E402
 from minunet.engines.cuda.specification import SpecificationKernels  # noqa: E402
 from minunet.losses import SegmentationLoss  # noqa: E402
@@ -46,20 +47,37 @@ class Counting(SpecificationKernels):
 
         def note(*arguments: Any, **_: Any) -> None:
             arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
-            moved = sum(array.nbytes for array in arrays) * (2 if name in TWICE else 1)
-            self.calls.append((name, flop(name, arrays), moved))
+            self.calls.append((name, flop(name, arrays), moved(name, arrays)))
 
         return note
 
 
-def flop(name: str, arrays: list[np.ndarray]) -> float:
+def moved(name: str, arrays: list[Array]) -> float:
+    """Bytes that a call has to move."""
+    return float(sum(array.nbytes for array in arrays)) * (2 if name in TWICE else 1)
+
+
+def floor(name: str, arrays: list[Array], rate: float, copy: float) -> float:
+    """Seconds that a call takes at least, with so many TFLOP/s and TB/s."""
+    return max(flop(name, arrays) / rate, moved(name, arrays) / copy) / 1e12
+
+
+def flop(name: str, arrays: list[Array]) -> float:
     """Of a convolution's call: 2 for each product of a pixel with a weight."""
     if name not in CONVOLUTIONS | TRANSPOSED:
         return 0.0
-    kernel = next(array for array in arrays if array.ndim == 4 and array.shape[0] == array.shape[1] <= 3)
-    images = [array for array in arrays if array.ndim == 4 and array is not kernel]
-    pixels = min(image.shape[0] * image.shape[1] * image.shape[2] for image in images)
+    kernel = next(array for array in arrays if is_weight(array))
+    pixels = min(image.shape[0] * image.shape[1] * image.shape[2] for image in images_of(arrays))
     return 2.0 * pixels * kernel.size
+
+
+def is_weight(array: Array) -> bool:
+    """Whether an array of a call is a convolution's weight, and not images (which are larger than 3 x 3 here)."""
+    return bool(array.ndim == 4 and array.shape[0] == array.shape[1] <= 3)
+
+
+def images_of(arrays: list[Array]) -> list[Array]:
+    return [array for array in arrays if array.ndim == 4 and not is_weight(array)]
 
 
 def count(net: UNet, size: int, batch: int, precision: str) -> list[tuple[str, float, float]]:

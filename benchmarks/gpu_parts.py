@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gpu_model
 from minunet import engines, training
 from minunet.backend import Array, resolve_device, to_device, to_numpy
 from minunet.durable import json_text, write_text
@@ -502,6 +503,100 @@ def their_step(
     return call
 
 
+# --- Where a step's time goes ---------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Kernels that note, of each call, its name, its arrays, and an event of the GPU before and after it."""
+
+    def __init__(self, machine: Machine, kernels: SpecificationKernels) -> None:
+        self.machine, self.kernels = machine, kernels
+        self.calls: list[tuple[str, list[Array], Any, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.kernels, name)
+        if name in ("load", "table") or name not in vars(SpecificationKernels) or not callable(method):
+            return method
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            before = self.moment()
+            result = method(*arguments, **named)
+            arrays = [argument for argument in arguments if hasattr(argument, "nbytes")]
+            self.calls.append((name, arrays, before, self.moment()))
+            return result
+
+        return timed
+
+    def moment(self) -> Any:
+        if self.machine.dry_run:
+            return time.perf_counter()
+        event = self.machine.xp.cuda.Event()
+        event.record()
+        return event
+
+    def milliseconds(self) -> list[float]:
+        """Of each call since the last time. All have to be over."""
+        calls, self.calls = self.calls, []
+        if self.machine.dry_run:
+            return [1e3 * (after - before) for _, _, before, after in calls]
+        return [self.machine.xp.cuda.get_elapsed_time(before, after) for _, _, before, after in calls]
+
+
+def profile(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    """The time of each kind of call in a training step, beside the least that its arithmetic and its bytes take."""
+    batch = options.batch[0]
+    note("batch", batch)
+    ceilings_found = ceilings_of(options)
+    note("ceilings", ceilings_found)
+    for precision in options.precision:
+        note(precision, failing(partial(profile_step, machine, options, precision, batch, ceilings_found)))
+        machine.free()
+
+
+def ceilings_of(options: argparse.Namespace) -> dict[str, float]:
+    """TB/s and TFLOP/s: what the part ceilings has found, or else what an H100 is said to have."""
+    path = Path(options.output) / "ceilings.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        "copy": found.get("copy, TB/s", 3.0),
+        "tf32": found.get("PyTorch TF32, TFLOP/s", 400.0),
+        "bf16": found.get("PyTorch bf16, TFLOP/s", 800.0),
+    }
+
+
+def profile_step(
+    machine: Machine, options: argparse.Namespace, precision: str, batch: int, ceiling: dict[str, float]
+) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    x = machine.put(draw.standard_normal((batch, options.size, options.size, 3), dtype=np.float32))
+    target = machine.put((draw.random((batch, options.size, options.size, 1)) < 0.1).astype(np.float32))
+    net = map_arrays(UNet(widths=tuple(options.width << level for level in range(5)), dropout=0.3), machine.put)
+    with engines.build(net, LOSS, batch, (options.size, options.size), "cuda", precision=precision) as engine:
+        watch = Stopwatch(machine, engine.kernels)  # type: ignore[attr-defined]
+        engine.kernels = watch  # type: ignore[attr-defined]
+        optimizer = engine.optimizer(net.parameters(), 1e-4)
+        walls, rounds = [], []
+        for step in range(options.rounds + 2):
+            names = []
+            machine.synchronize()
+            started = time.perf_counter()
+            training.train_step(net, optimizer, x, target, LOSS, Key(0, step=step), lr=1e-4, engine=engine)
+            machine.synchronize()
+            walls.append(1e3 * (time.perf_counter() - started))
+            names = [(name, arrays) for name, arrays, _, _ in watch.calls]
+            rounds.append(watch.milliseconds())
+    typical = [statistics.median(times) for times in zip(*rounds[2:], strict=True)]
+    kinds: dict[str, dict[str, float]] = {}
+    for (name, arrays), ms in zip(names, typical, strict=True):
+        side = max((image.shape[1] for image in gpu_model.images_of(arrays)), default=0)
+        for kind in (name, f"{name}, {side} pixels"):
+            entry = kinds.setdefault(kind, {"calls": 0, "ms": 0.0, "floor": 0.0})
+            entry["calls"] += 1
+            entry["ms"] += ms
+            entry["floor"] += 1e3 * gpu_model.floor(name, arrays, ceiling.get(precision, 50.0), ceiling["copy"])
+    return {"step, ms": statistics.median(walls[2:]), "calls, ms": sum(typical), "kinds": kinds}
+
+
 # --- A training -----------------------------------------------------------------------------------------------------
 
 
@@ -555,5 +650,6 @@ PARTS: dict[str, Callable[[Machine, argparse.Namespace, Callable[[str, Any], Non
     "ceilings": ceilings,
     "layers": layers,
     "step": step,
+    "profile": profile,
     "reference": reference,
 }

@@ -93,6 +93,26 @@ def step(found: dict[str, Any]) -> Iterator[str]:
     yield from (f"\n{name}: {value}" for name, value in found.items() if not isinstance(value, dict))
 
 
+def profile(found: dict[str, Any]) -> Iterator[str]:
+    ceiling = ", ".join(f"{name} {value:.3g}" for name, value in found.get("ceilings", {}).items())
+    yield f"Batch {found['batch']}. Floor: the longer of arithmetic and bytes at the ceilings ({ceiling})."
+    for precision, entry in found.items():
+        if precision in ("batch", "ceilings"):
+            continue
+        yield ""
+        if "error" in entry:
+            yield f"{precision}: {entry['error']}"
+            continue
+        yield f"{precision}: a step of {entry['step, ms']:.2f} ms; the kernels take {entry['calls, ms']:.2f} ms of it."
+        yield ""
+        for kinds in ({k: v for k, v in entry["kinds"].items() if ("pixels" in k) == by_level} for by_level in (0, 1)):
+            rows = [
+                (kind, f"{one['calls']:.0f}", f"{one['ms']:.2f}", f"{one['floor']:.2f}")
+                for kind, one in sorted(kinds.items(), key=lambda item: -item[1]["ms"])[:24]
+            ]
+            yield from ("", *table(("kernel", "calls", "ms", "floor, ms"), rows))
+
+
 def reference(found: dict[str, Any]) -> Iterator[str]:
     rows = [(name, f"{value:.3g}" if isinstance(value, float) else f"`{value}`") for name, value in found.items()
             if name not in ("history", "test")]  # fmt: skip
@@ -115,5 +135,6 @@ SECTIONS = {
     "ceilings": ceilings,
     "layers": layers,
     "step": step,
+    "profile": profile,
     "reference": reference,
 }

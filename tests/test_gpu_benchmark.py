@@ -60,7 +60,7 @@ def test_wrong_flags_are_refused(arguments, word):
 
 def test_parts_and_their_defaults():
     options = gpu.parse([])
-    assert options.part == ["correctness", "ceilings", "layers", "step"]
+    assert options.part == ["correctness", "ceilings", "layers", "step", "profile"]
     assert sum(gpu.PARTS[part] for part in options.part) <= 600
     assert (options.batch, options.size, options.precision) == ([16, 32], 224, ["tf32", "bf16"])
     assert gpu.without_parts(["--part", "step", "--part=layers", "--rounds", "3"]) == ["--rounds", "3"]

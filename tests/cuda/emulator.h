@@ -11,6 +11,7 @@
 //  - an asynchronous copy makes its destination NaN at once, and brings the data as late as is allowed: at the wait;
 //  - a shuffle from a lane outside of the mask gives NaN;
 //  - tensor cores drop the 13 bits that TF32 does not have;
+//  - wgmma reads its factors as soon or as late as it may, by chance;
 //  - a global buffer ends at a page that may not be touched (emulator.py puts it there).
 // What the hardware forbids is an error with the thread's place: threads that meet in different barriers or warp
 // instructions, barriers that some threads never reach (deadlock), misaligned or foreign addresses, copies never waited
@@ -30,6 +31,7 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <random>
 #include <tuple>
 #include <utility>
@@ -69,12 +71,32 @@ struct Copy {
     unsigned int bytes;
 };  // of a 16-byte asynchronous copy: what is not copied is 0
 
+struct Product {
+    float* sum;  // this thread's part
+    int fragments;
+    unsigned long long a, b;  // descriptors
+    bool across;
+    int element_bytes;
+};  // of wgmma
+
 // Lanes of a warp that meet in one instruction: each leaves its operands, and reads those of the others when all have
 // come.
 struct Meeting {
     const char* what;
     unsigned int mask, arrived, left;
     unsigned char operands[32][SLOT_BYTES];
+};
+
+struct Arriving {  // an mbarrier
+    int phase = 0, bytes = 0;
+    bool expected = false;
+    std::vector<Copy> copies;
+};
+
+struct Thread;
+struct Named {  // a barrier with a number
+    unsigned int count, arrived;
+    std::vector<Thread*> waiting;
 };
 
 enum State { READY, AT_BARRIER, AT_MEETING, DONE };
@@ -90,6 +112,9 @@ struct Thread {
     ucontext_t first;
     std::vector<Copy> uncommitted;
     std::deque<std::vector<Copy>> groups;  // committed, the oldest first
+    std::vector<Product> open_products;    // wgmma: not yet committed
+    std::deque<std::vector<Product>> product_groups;
+    bool unfenced;  // copies have arrived since the last fence.proxy.async
 };
 
 struct Machine {
@@ -99,6 +124,8 @@ struct Machine {
     std::vector<std::deque<Meeting>> meetings;  // of each warp: those not yet left by all
     unsigned int count, at_barrier, done;
     int barrier_line;
+    Named named[16];
+    std::map<const void*, Arriving> arriving;
     Index3 block, blocks, size;
     unsigned char* dynamic;  // the shared memory that the launch asked for: its end is the end of what may be touched
     size_t dynamic_bytes;
@@ -110,6 +137,7 @@ struct Machine {
     uintptr_t fault;  // the address of a forbidden access, 0 if there was none
     void (*body)(void**);
     void** arguments;
+    bool unfenced;  // a thread came to a barrier with copies that wgmma may not see yet
     long long row_conflicts;  // ldmatrix: how often two of 8 rows lay in the same banks (each costs a cycle)
 };
 
@@ -163,6 +191,7 @@ inline void barrier(int line) {
     if (machine.at_barrier == 0) machine.barrier_line = line;
     if (machine.barrier_line != line)
         fail("__syncthreads in line %d while others wait in line %d", line, machine.barrier_line);
+    machine.unfenced |= current->unfenced;
     current->state = AT_BARRIER;
     current->waits_in = "__syncthreads";
     current->line = line;
@@ -171,6 +200,28 @@ inline void barrier(int line) {
         draw_ranks();
         for (unsigned int t = 0; t < machine.count; ++t) make_ready(machine.threads[t]);
     }
+    to_scheduler();
+}
+
+// bar.sync and bar.arrive on a barrier with a number: `count` threads must come, and those that wait go on when all have.
+inline void named_barrier(int number, unsigned int count, bool waits) {
+    if (number < 1 || number > 15) fail("barrier %d: there are 1 to 15", number);
+    machine.unfenced |= current->unfenced;
+    Named& barrier = machine.named[number];
+    if (barrier.arrived > 0 && barrier.count != count) fail("barrier %d: %u and %u threads", number, barrier.count, count);
+    barrier.count = count;
+    if (waits) barrier.waiting.push_back(current);
+    current->state = AT_BARRIER;
+    current->waits_in = "a named barrier";
+    if (++barrier.arrived == count) {
+        barrier.arrived = 0;
+        draw_ranks();
+        for (Thread* thread : barrier.waiting)
+            if (thread != current) make_ready(*thread);
+        barrier.waiting.clear();
+        waits = false;
+    }
+    if (!waits) make_ready(*current);
     to_scheduler();
 }
 
@@ -244,6 +295,7 @@ inline void copy_wait(int but_last) {
             unsigned char bytes[16] = {};
             memcpy(bytes, copy.from, copy.bytes);
             memcpy(copy.to, bytes, 16);
+            current->unfenced = true;
         }
         current->groups.pop_front();
     }
@@ -328,6 +380,123 @@ inline void multiply_bf16(float (&c)[4], const unsigned int (&a)[4], const unsig
     });
 }
 
+// --- wgmma: the instructions of wgmma.cuh ---
+
+// Where in shared memory: an address of a descriptor has 18 bits.
+inline unsigned long long shared_address(const void* address) {
+    if (!is_shared(address, 16)) fail("a matrix outside of shared memory");
+    return static_cast<const unsigned char*>(address) - machine.pool;
+}
+
+// Element (row, k) of a matrix, see wgmma.cuh.
+inline float matrix_element(unsigned long long m, int row, int k, bool across, int element_bytes) {
+    const int part = 16 / element_bytes;  // elements in 16 bytes
+    const size_t first = (m & 0x3fff) << 4, sum = (m >> 16 & 0x3fff) << 4, rows = (m >> 32 & 0x3fff) << 4;
+    const size_t place = across ? first + row / part * rows + k / 8 * sum + k % 8 * 16 + row % part * element_bytes
+                                : first + row / 8 * rows + k / part * sum + row % 8 * 16 + k % part * element_bytes;
+    const unsigned char* at = machine.pool + place;
+    if (!is_shared(at, element_bytes)) fail("wgmma reads outside of shared memory");
+    unsigned int bits = 0;
+    memcpy(&bits, at, element_bytes);
+    return element_bytes == 2 ? bf16(bits) : tf32(bits);
+}
+
+// This thread's part of a product: rows 16 w + g and 8 more, of each 8 columns 2 t and 2 t + 1.
+inline void compute(const Product& p) {
+    const int row = current->warp % 4 * 16 + current->lane / 4, column = current->lane % 4 * 2;
+    for (int k = 0; k < 32 / p.element_bytes; ++k) {
+        const float upper = matrix_element(p.a, row, k, p.across, p.element_bytes);
+        const float lower = matrix_element(p.a, row + 8, k, p.across, p.element_bytes);
+        for (int f = 0; f < p.fragments; ++f)
+            for (int i = 0; i < 2; ++i) {
+                const float right = matrix_element(p.b, 8 * f + column + i, k, p.across, p.element_bytes);
+                p.sum[4 * f + i] += upper * right;
+                p.sum[4 * f + 2 + i] += lower * right;
+            }
+    }
+}
+
+// The hardware reads the factors at some moment between here and the wait: the emulator at once, or at the wait.
+inline void multiply_group(float* sum, int fragments, unsigned long long a, unsigned long long b, bool across,
+                           int element_bytes) {
+    if (machine.unfenced) fail("wgmma reads what copies have brought without fence.proxy.async");
+    if (across && element_bytes != 2) fail("wgmma: factors of 4 bytes must be K-major");
+    const std::pair<unsigned long long, unsigned long long> mine{a, b};
+    meet("wgmma", ~0u, mine, [&](auto of) {
+        if (of(0) != mine) fail("wgmma: lanes of one warp name different matrices");
+    });
+    const Product product = {sum, fragments, a, b, across, element_bytes};
+    if (machine.random() % 2) compute(product);
+    else current->open_products.push_back(product);
+}
+
+inline void products_commit() {
+    current->product_groups.push_back(std::move(current->open_products));
+    current->open_products.clear();
+}
+
+inline void products_wait(int but_last) {
+    while (static_cast<int>(current->product_groups.size()) > but_last) {
+        for (const Product& product : current->product_groups.front()) compute(product);
+        current->product_groups.pop_front();
+    }
+}
+
+inline void fence_proxy() { current->unfenced = false; }
+
+// --- bulk copies: the instructions of bulk.cuh ---
+
+// Where a barrier lies in shared memory is its name; what it counts is kept here.
+inline Arriving& arriving(const void* at) {
+    if (!is_shared(at, 8) || reinterpret_cast<uintptr_t>(at) % 8) fail("an mbarrier at a wrong address");
+    auto found = machine.arriving.find(at);
+    if (found == machine.arriving.end()) fail("an mbarrier that was not initialised");
+    return found->second;
+}
+
+inline void arrival_init(const void* at) {
+    if (!is_shared(at, 8)) fail("an mbarrier outside of shared memory");
+    machine.arriving[at] = {};
+}
+
+inline void settle(Arriving& a) {
+    if (a.expected && a.bytes == 0) a.phase ^= 1, a.expected = false;
+}
+
+inline void arrival_expect(const void* at, int bytes) {
+    Arriving& a = arriving(at);
+    if (a.expected) fail("an mbarrier is told twice in one phase what to expect");
+    a.expected = true;
+    a.bytes += bytes;
+    settle(a);
+}
+
+inline void copy_bulk(void* shared, const void* global, int bytes, const void* at) {
+    if (!is_shared(shared, bytes)) fail("cp.async.bulk to an address outside of shared memory");
+    if (bytes <= 0 || (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16)
+        fail("cp.async.bulk of %d bytes, or to or from an address, that is no multiple of 16", bytes);
+    memset(shared, 0xff, bytes);
+    arriving(at).copies.push_back({shared, global, static_cast<unsigned int>(bytes)});
+}
+
+// The data comes while somebody waits for it, now or later, in any order.
+inline void arrival_wait(const void* at, int phase) {
+    for (int turns = 0; arriving(at).phase == phase; ++turns) {
+        if (turns > 100000) fail("deadlock: it waits for an mbarrier whose bytes do not come");
+        Arriving& a = arriving(at);
+        if (!a.copies.empty() && machine.random() % 2) {
+            std::swap(a.copies[machine.random() % a.copies.size()], a.copies.back());
+            const Copy copy = a.copies.back();
+            a.copies.pop_back();
+            memcpy(copy.to, copy.from, copy.bytes);
+            a.bytes -= copy.bytes;
+            settle(a);
+        }
+        make_ready(*current);
+        to_scheduler();
+    }
+}
+
 // --- a launch ---
 
 inline void fiber() {
@@ -335,6 +504,9 @@ inline void fiber() {
     if (!current->uncommitted.empty()) fail("the thread ends with copies that it never committed");
     for (auto& group : current->groups)
         if (!group.empty()) fail("the thread ends with copies that it never waited for");
+    if (!current->open_products.empty()) fail("the thread ends with products that it never committed");
+    for (auto& group : current->product_groups)
+        if (!group.empty()) fail("the thread ends with products that it never waited for");
     current->state = DONE;
     machine.done++;
     _longjmp(machine.scheduler, 1);
@@ -356,6 +528,9 @@ inline void run_block() {
     draw_ranks();
     machine.meetings.assign((machine.count + 31) / 32, {});
     machine.at_barrier = machine.done = 0;
+    machine.unfenced = false;
+    for (Named& barrier : machine.named) barrier = {};
+    machine.arriving.clear();
     for (unsigned int t = 0; t < machine.count; ++t) {
         Thread& thread = machine.threads[t];
         thread.index = {t, 0, 0};
@@ -364,6 +539,9 @@ inline void run_block() {
         thread.started = false;
         thread.uncommitted.clear();
         thread.groups.clear();
+        thread.open_products.clear();
+        thread.product_groups.clear();
+        thread.unfenced = false;
         make_ready(thread);
     }
     while (Thread* chosen = choose()) {
@@ -487,8 +665,10 @@ extern "C" long long emulator_row_conflicts() { return emulator::machine.row_con
 #define EMULATOR
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static __attribute__((section("emulated_shared")))
 #define threadIdx (emulator::current->index)
 #define blockIdx (emulator::machine.block)

@@ -44,8 +44,8 @@ class EmulatedDevice:
     xp: ModuleType = np
     multiprocessors = 2  # few, so that loops over pixels have more than one turn
 
-    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = ()) -> None:
-        self.precision, self.seed, self.patches = precision, seed, tuple(patches)
+    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = (), hopper: bool = False) -> None:
+        self.precision, self.seed, self.patches, self.hopper = precision, seed, tuple(patches), hopper
         self.row_conflicts: dict[str, int] = {}  # of each kernel: see emulator.h
 
     def address(self, array: np.ndarray) -> int:
@@ -79,8 +79,8 @@ class EmulatedDevice:
 class EmulatedKernels(Kernels):
     """The kernels behind the methods of the specification, as on a GPU."""
 
-    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = ()) -> None:
-        device = EmulatedDevice(precision, seed, patches)
+    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = (), hopper: bool = False) -> None:
+        device = EmulatedDevice(precision, seed, patches, hopper)
         super().__init__(device, precision)
         self.emulated = device
         self.name = "emulator"
@@ -99,7 +99,8 @@ def load(program: str, precision: str, patches: tuple[Patch, ...] = ()) -> ctype
         texts[file] = texts[file].replace(old, new)
     settings = PROGRAMS[program]
     flags = [flag for flag in options(settings, precision) if not flag.startswith("--")]
-    command = ["-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-attributes", "-w", *flags]
+    # Without fortification: what some systems add to longjmp takes a jump from fiber to fiber for an attack.
+    command = ["-O1", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", *flags]
     calls = "\n".join(
         f'extern "C" int run_{kernel}(unsigned int blocks, unsigned int threads, size_t shared, unsigned int seed,\n'
         f"    const char* letters, void** arguments) {{\n"

@@ -21,6 +21,7 @@ class Compiled:
     shared_bytes: int  # static: what a launch asks for comes on top
     spilled_bytes: int  # registers that did not fit, stored to and loaded from memory
     stack_bytes: int  # arrays that are indexed at run time
+    serialised: bool  # wgmma instructions that could run side by side do not
 
 
 @cache
@@ -42,7 +43,8 @@ def compile_program(name: str, precision: str, architecture: str) -> dict[str, C
     nvrtc = library()
     assert nvrtc is not None
     program = PROGRAMS[name]
-    flags = [*options(program, precision), f"--gpu-architecture={architecture}", "--ptxas-options=-v"]
+    feature = "a" if program.hopper else ""  # wgmma is not in what later GPUs will have
+    flags = [*options(program, precision), f"--gpu-architecture={architecture}{feature}", "--ptxas-options=-v"]
     handle, size = ctypes.c_void_p(), ctypes.c_size_t()
     code = source(program.file).encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(handle), code, program.file.encode(), 0, None, None) == 0
@@ -66,13 +68,16 @@ def compile_program(name: str, precision: str, architecture: str) -> dict[str, C
 def _read(log: str) -> dict[str, Compiled]:
     """The assembler's report (its option -v), by kernel."""
     compiled = {}
+    serialised = "wgmma.mma_async instructions are serialized" in log
     for part in log.split("Compiling entry function '")[1:]:
         stack, stores, loads = _numbers(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
         )
         (registers,) = _numbers(r"Used (\d+) registers", part)
         shared = re.search(r"(\d+) bytes smem", part)
-        compiled[part.partition("'")[0]] = Compiled(registers, int(shared[1]) if shared else 0, stores + loads, stack)
+        compiled[part.partition("'")[0]] = Compiled(
+            registers, int(shared[1]) if shared else 0, stores + loads, stack, serialised
+        )
     return compiled
 
 

@@ -26,13 +26,30 @@ if not DEVICES:
 
 
 def make(device: str, precision: str, seed: int = 0) -> Kernels:
-    return EmulatedKernels(precision, seed) if device == "emulator" else CupyKernels(precision)
+    if device == "gpu":
+        return CupyKernels(precision)
+    made = EmulatedKernels(precision, seed, hopper=device != "emulator")
+    made.bulk = device == "hopper-bulk"
+    return made
 
 
 @pytest.fixture(
     params=[(device, precision) for device in DEVICES for precision in PRECISIONS], ids=lambda p: "-".join(p)
 )
 def kernels(request):
+    return make(*request.param)
+
+
+#: Hopper GPUs have convolutions of their own for tf32 and bf16, and of the gradient of the weights for bf16.
+HOPPER = ["hopper", "hopper-bulk"] if COMPILER else []
+
+
+@pytest.fixture(
+    params=[(device, precision) for device in DEVICES for precision in PRECISIONS]
+    + [(device, precision) for device in HOPPER for precision in ("tf32", "bf16")],
+    ids=lambda p: "-".join(p),
+)
+def convolutions(request):
     return make(*request.param)
 
 
@@ -116,34 +133,42 @@ def assert_agrees(kernels: Kernels, method: str, *arguments: Any, **options: Any
         )
 
 
-# n, height, width, channels in and out: a single pixel, odd numbers, several tiles each way, all three tiles.
-CONVOLUTIONS = [(1, 1, 1, 3, 1), (1, 5, 7, 3, 8), (2, 6, 10, 24, 40), (1, 9, 18, 20, 70), (3, 17, 9, 5, 33)]
+# n, height, width, channels in and out: a single pixel, odd numbers, several tiles each way, all three tiles; and more
+# steps than there are stages.
+CONVOLUTIONS = [
+    (1, 1, 1, 3, 1),
+    (1, 5, 7, 3, 8),
+    (2, 6, 10, 24, 40),
+    (1, 9, 18, 20, 70),
+    (3, 17, 9, 5, 33),
+    (2, 20, 20, 40, 72),
+]
 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
-def test_conv3x3(kernels, shape):
+def test_conv3x3(convolutions, shape):
     n, height, width, c, o = shape
-    numbers = Numbers(kernels.precision)
+    numbers = Numbers(convolutions.precision)
     x, weight, dy = (
         numbers.activation(n, height, width, c),
         numbers(3, 3, c, o),
         numbers.activation(n, height, width, o),
     )
-    assert_agrees(kernels, "conv3x3", x, weight, output(n, height, width, o), empty(o), empty(o))
-    assert_agrees(kernels, "conv3x3_grad_input", dy, weight, output(n, height, width, c))
-    assert_agrees(kernels, "conv3x3_grad_weight", x, dy, empty(3, 3, c, o))
+    assert_agrees(convolutions, "conv3x3", x, weight, output(n, height, width, o), empty(o), empty(o))
+    assert_agrees(convolutions, "conv3x3_grad_input", dy, weight, output(n, height, width, c))
+    assert_agrees(convolutions, "conv3x3_grad_weight", x, dy, empty(3, 3, c, o))
 
 
 @pytest.mark.parametrize("kernel", [2, 3])
 @pytest.mark.parametrize("shape", CONVOLUTIONS[:3], ids=str)
-def test_conv_transpose(kernels, shape, kernel):
+def test_conv_transpose(convolutions, shape, kernel):
     n, height, width, c, o = shape
-    numbers = Numbers(kernels.precision)
+    numbers = Numbers(convolutions.precision)
     x, weight, bias = numbers.activation(n, height, width, c), numbers(kernel, kernel, c, o), numbers(o)
     dy = numbers.activation(n, 2 * height, 2 * width, o, extra=8)  # the right half of a concatenation
-    assert_agrees(kernels, "conv_transpose", x, weight, bias, output(n, 2 * height, 2 * width, o, extra=8))
-    assert_agrees(kernels, "conv_transpose_grad_input", dy, weight, output(n, height, width, c))
-    assert_agrees(kernels, "conv_transpose_grad_weight", x, dy, empty(kernel, kernel, c, o), empty(o))
+    assert_agrees(convolutions, "conv_transpose", x, weight, bias, output(n, 2 * height, 2 * width, o, extra=8))
+    assert_agrees(convolutions, "conv_transpose_grad_input", dy, weight, output(n, height, width, c))
+    assert_agrees(convolutions, "conv_transpose_grad_weight", x, dy, empty(kernel, kernel, c, o), empty(o))
 
 
 @pytest.mark.parametrize("channels", [3, 8, 40])
@@ -158,17 +183,17 @@ def test_statistics_of_nearly_constant_channels(channels):
 
 
 @pytest.mark.parametrize("channels", [3, 8])
-def test_dropout_in_the_convolutions(kernels, channels):
+def test_dropout_in_the_convolutions(convolutions, channels):
     """The mask of an image of 2 x channels, of which the transposed convolution writes the left or the right half."""
-    numbers, shape = Numbers(kernels.precision), (2, 4, 6)
+    numbers, shape = Numbers(convolutions.precision), (2, 4, 6)
     bits = random_bits((*shape, 2 * channels))
     dy, weight = numbers.activation(*shape, 5), numbers(3, 3, 2 * channels, 5)
     scale = 1 / 0.7
-    assert_agrees(kernels, "conv3x3_grad_input", dy, weight, output(*shape, 2 * channels), bits, scale)
+    assert_agrees(convolutions, "conv3x3_grad_input", dy, weight, output(*shape, 2 * channels), bits, scale)
     x, up, bias = numbers.activation(2, 2, 3, 5), numbers(2, 2, 5, channels), numbers(channels)
     for first in (0, channels):
         halves = {"bits": bits, "channels": (2 * channels, first), "scale": scale}
-        assert_agrees(kernels, "conv_transpose", x, up, bias, output(*shape, channels), **halves)
+        assert_agrees(convolutions, "conv_transpose", x, up, bias, output(*shape, channels), **halves)
 
 
 def random_bits(shape: tuple[int, ...], rate: float = 0.3) -> np.ndarray:

@@ -3,14 +3,14 @@
 A patch names the exact text that it replaces, so a kernel that has moved on makes its test fail rather than pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from minunet.engines.cuda.kernels import Kernels
-from tests.cuda.emulator import COMPILER, EmulatedKernels, KernelError, load
+from tests.cuda.emulator import COMPILER, EmulatedKernels, KernelError, Patch, load
 from tests.cuda.test_kernels import Numbers, assert_agrees, empty, output
 
 if COMPILER is None:
@@ -77,6 +77,8 @@ class Bug:
     scene: Callable[[Kernels], None]
     message: str  # a part of what is said
     precision: str = "tf32"
+    hopper: bool = False
+    bulk: bool = False
 
 
 WRONG = "relative error"
@@ -142,8 +144,8 @@ BUGS = [
     Bug(
         "warps without work leave while the others wait for them",
         "grad_weight.cu",
-        "        if (tap_row >= tap_rows) continue;",
-        "        if (tap_row >= tap_rows) return;",
+        "        if (tap_row >= s.tap_rows) continue;",
+        "        if (tap_row >= s.tap_rows) return;",
         transposed_weight_gradient,
         "ends with copies that it never waited for",
     ),
@@ -215,10 +217,76 @@ BUGS = [
     Bug(
         "a register more than the tile has columns: shared memory written beyond its end",
         "conv.cu",
-        "constexpr int RESULT_PITCH = CHANNELS + 4;",
-        "constexpr int RESULT_PITCH = 3 * CHANNELS + 4;",
+        "constexpr int RESULT_PITCH = CHANNELS + 8;",
+        "constexpr int RESULT_PITCH = 3 * CHANNELS + 8;",
         convolution,
         "access to forbidden memory",
+    ),
+    Bug(
+        "a stage is free before the products that read it are over",
+        "conv_wgmma.cu",
+        "            products_wait<1>();  // those of the step before are over",
+        "            // those of the step before are over",
+        convolution,
+        WRONG,
+        hopper=True,
+    ),
+    Bug(
+        "wgmma is not told that copies have written what it reads",
+        "conv_wgmma.cu",
+        "            copy_wait<1>();\n            written_for_products();",
+        "            copy_wait<1>();",
+        convolution,
+        "without fence.proxy.async",
+        hopper=True,
+    ),
+    Bug(
+        "the weights are said to be there a step too early",
+        "conv_wgmma.cu",
+        "copy_wait<LATE>();",
+        "copy_wait<LATE + 1>();",
+        convolution,
+        "without fence.proxy.async",
+        hopper=True,
+    ),
+    Bug(
+        "the strides of a matrix in shared memory, exchanged",
+        "wgmma.cuh",
+        "static_cast<Matrix>(sum >> 4) << 16 | static_cast<Matrix>(rows >> 4) << 32",
+        "static_cast<Matrix>(rows >> 4) << 16 | static_cast<Matrix>(sum >> 4) << 32",
+        convolution,
+        "wgmma reads outside of shared memory",
+        hopper=True,
+    ),
+    Bug(
+        "who waits for a bulk copy always names the first phase",
+        "conv_wgmma.cu",
+        "arrival_wait(&arrived[stage], step / STAGES % 2);",
+        "arrival_wait(&arrived[stage], 0);",
+        convolution,
+        "deadlock",
+        hopper=True,
+        bulk=True,
+    ),
+    Bug(
+        "fewer bytes are expected than the bulk copies bring",
+        "conv_wgmma.cu",
+        "arrival_expect(&arrived[stage], 4 * 16 * left);",
+        "arrival_expect(&arrived[stage], 3 * 16 * left);",
+        convolution,
+        "deadlock: it waits for an mbarrier",
+        hopper=True,
+        bulk=True,
+    ),
+    Bug(
+        "a loader copies pixels whose places another has not yet worked out",
+        "grad_weight_wgmma.cu",
+        "                barrier_wait(LOADING, LOADERS);",
+        "                //",
+        weight_gradient,
+        WRONG,
+        precision="bf16",
+        hopper=True,
     ),
 ]
 
@@ -226,10 +294,16 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.file}-{bug.name[:40]}")
 def test_a_planted_bug_is_caught(bug):
     """The kernel as it stands passes in the same scene, and with the bug fails as expected in some order of threads."""
-    bug.scene(EmulatedKernels(bug.precision))
+
+    def kernels(seed: int, patches: Sequence[Patch]) -> EmulatedKernels:
+        made = EmulatedKernels(bug.precision, seed, patches, hopper=bug.hopper)
+        made.bulk = bug.bulk
+        return made
+
+    bug.scene(kernels(0, []))
     for seed in SEEDS:
         try:
-            bug.scene(EmulatedKernels(bug.precision, seed, [(bug.file, bug.old, bug.new)]))
+            bug.scene(kernels(seed, [(bug.file, bug.old, bug.new)]))
         except (AssertionError, KernelError) as error:
             assert bug.message in str(error)  # noqa: PT017  # which of the seeds raises is chance
             return

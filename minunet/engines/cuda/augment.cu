@@ -1,5 +1,4 @@
 // Augmentation: a batch of images and masks, each moved by its own affine map.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled (with --fmad=false, so that it rounds as NumPy does).
 //
 // Specification: minunet.data.augment warp_linear (images) and warp_nearest (masks), reflection at the border included.
 // Places are computed in float64 and rounded to 1e-9 of a pixel as there, so masks are equal bit for bit.

@@ -1,5 +1,4 @@
 // Dropout masks: one bit a value, drawn by counter.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: minunet.rng.random_uint16 and the `kept` of minunet.ops.dropout: value e of an image is kept if its
 // 16-bit draw is at least `threshold`. Bit e % 16 of word e / 16 of the image's row says so.

@@ -1,5 +1,4 @@
 // The gradient of a convolution with respect to its weights, on tensor cores.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: minunet.ops conv2d_backward[1] (3x3, stride 1, "same") and conv_transpose2d_backward[1] (kernel 2 or
 // 3, stride 2, "same").
@@ -24,15 +23,11 @@
 // Cost against the roofline (H100, TF32): a warp reads 32 words a lane for 24 mma.sync: 384 cycles of shared memory for
 // 12 warps, beside about 450 for their products. L2: (180 + 128) * 256 bytes for 9 * 2 * 64 * 64 * 128 operations, 120
 // operations a byte: 5.5 TB/s feed 650 TFLOP/s.
-#include "element.cuh"
+constexpr int STAGES = 2, PATCH_SIDE = 64, PIXEL_SIDE = 64;
+#include "grad_weight.cuh"
 
 constexpr int MOST_THREADS = 384;
-constexpr int STAGES = 2, SIDE = 64;
-constexpr int ROWS = 8, COLUMNS = 16, PIXELS = ROWS * COLUMNS, PATCH_COLUMNS = COLUMNS + 2,
-              PATCH = (ROWS + 2) * PATCH_COLUMNS;
-constexpr int PITCH =
-    SIDE * sizeof(element) + (sizeof(element) == 4 ? 32 : 16);  // bytes from pixel to pixel, see above
-constexpr int PARTS = SIDE / ELEMENTS;                          // 16-byte parts of a pixel
+constexpr int PITCH = 64 * sizeof(element) + (sizeof(element) == 4 ? 32 : 16);  // bytes from pixel to pixel, see above
 constexpr int STAGE_BYTES = (PATCH + PIXELS) * PITCH;
 constexpr int K_STEP = 32 / sizeof(element);  // pixels that one tensor-core instruction sums over
 
@@ -61,91 +56,40 @@ __device__ __forceinline__ void load_b(unsigned int (&b)[2][2], int lane, int ch
 #endif
 }
 
-// patch, pixels: the two factors, with pixels of so many elements (pitch), of which so many are used (channels).
-// height, width: of the smaller image, where the two differ. transposed: 0, or 1 for the parity classes, all four in
-// one launch. splits: over how many blocks the pixels are divided. partials [split][kernel * kernel][channel of
-// one][channel of the other], the strides saying which.
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     grad_weight(const element* __restrict__ patch, int patch_pitch, int patch_channels,
                 const element* __restrict__ pixels, int pixel_pitch, int pixel_channels, int images, int height,
                 int width, int transposed, int kernel, int splits, int patch_stride, int pixel_stride,
                 float* __restrict__ partials) {
+    const Product p = {patch, patch_pitch, patch_channels, pixels, pixel_pitch,  pixel_channels, images,  height,
+                       width, transposed,  kernel,         splits, patch_stride, pixel_stride,   partials};
     DYNAMIC_SHARED(shared);
-    __shared__ int
-        place[2][PATCH + PIXELS];  // where each pixel of the patch and of the tile is, or -1: zero. For two tiles
+    __shared__ int place[2][PATCH + PIXELS];  // for two tiles
 
-    const int thread = threadIdx.x, threads = blockDim.x, lane = thread % 32, warp = thread / 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tap_row = warp / 4, quarter_m = warp / 2 % 2 * 32, quarter_n = warp % 2 * 32;
-
-    const int patch_blocks = (patch_channels + SIDE - 1) / SIDE, pixel_blocks = (pixel_channels + SIDE - 1) / SIDE;
-    int block = blockIdx.x;
-    const int first_m = block % patch_blocks * SIDE;
-    block /= patch_blocks;
-    const int first_n = block % pixel_blocks * SIDE;
-    block /= pixel_blocks;
-    const int split = block % splits, parity = block / splits;
-    const int step = transposed ? 2 : 1;
-    // The taps at hand: offset first + index along each axis, of which there are so many, and the kernel's row start +
-    // spacing * index.
-    const int first = transposed ? 0 : -1, spacing = step;
-    const int tap_rows = !transposed  ? 3
-                         : parity / 2 ? 1
-                                      : kernel - 1,
-              tap_columns = !transposed  ? 3
-                            : parity % 2 ? 1
-                                         : kernel - 1;
-    const int start_row = transposed ? parity / 2 : 0, start_column = transposed ? parity % 2 : 0;
-
-    const int tiles_across = (width + COLUMNS - 1) / COLUMNS,
-              tiles = (images * (height + 1) + ROWS - 1) / ROWS * tiles_across;
-    const int first_tile = static_cast<long long>(tiles) * split / splits,
-              last_tile = static_cast<long long>(tiles) * (split + 1) / splits;
-    const bool patch_aligned = patch_pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(patch) % 16 == 0;
-    const bool pixels_aligned = pixel_pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(pixels) % 16 == 0;
-
-    auto locate = [&](int tile) {
-        if (tile >= last_tile) return;
-        const int first_row = tile / tiles_across * ROWS, first_column = tile % tiles_across * COLUMNS;
-        for (int p = thread; p < PATCH + PIXELS; p += threads) {
-            const bool in_patch = p < PATCH;
-            int row = in_patch ? first_row + p / PATCH_COLUMNS - 1 : first_row + (p - PATCH) / COLUMNS;
-            int j = in_patch ? first_column + p % PATCH_COLUMNS - 1 : first_column + (p - PATCH) % COLUMNS;
-            int image = row / (height + 1), i = row % (height + 1);  // images are stacked as in conv.cu
-            bool inside = row >= 0 && image < images && i < height && j >= 0 && j < width;
-            int index = in_patch
-                            ? ((image * height + i) * step * width + j) * step + start_row * step * width + start_column
-                            : (image * height + i) * width + j;
-            place[tile % 2][p] = inside ? index : -1;
-        }
-    };
+    const Share s = share_of(p);
     auto load = [&](int tile) {
-        if (tile >= last_tile) return;
         unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
-        for (int part = thread; part < (PATCH + PIXELS) * PARTS; part += threads) {
-            const int p = part / PARTS, pixel = place[tile % 2][p];
-            const bool in_patch = p < PATCH;
-            const int channel = part % PARTS * ELEMENTS + (in_patch ? first_m : first_n);
-            const int count =
-                pixel < 0 ? 0 : max(0, min((in_patch ? patch_channels : pixel_channels) - channel, ELEMENTS));
-            const element* from = in_patch ? patch : pixels;
-            if (count) from += static_cast<size_t>(pixel) * (in_patch ? patch_pitch : pixel_pitch) + channel;
-            fetch(to + p * PITCH + part % PARTS * 16, from, count, in_patch ? patch_aligned : pixels_aligned);
-        }
+        load_tile(
+            p, s, tile, place[tile % 2], threadIdx.x, blockDim.x,
+            [&](int pixel, int part) { return to + pixel * PITCH + part * 16; },
+            [&](int pixel, int part) { return to + (PATCH + pixel) * PITCH + part * 16; });
     };
 
     float sum[3][2][4][4] = {};  // [tap of the row][16 patch channels][8 pixel channels]
-    locate(first_tile);
+    locate_tile(p, s, s.first_tile, place[s.first_tile % 2], threadIdx.x, blockDim.x);
     __syncthreads();
-    load(first_tile);
+    load(s.first_tile);
     copy_commit();
-    locate(first_tile + 1);
-    for (int tile = first_tile; tile < last_tile; ++tile) {
+    locate_tile(p, s, s.first_tile + 1, place[(s.first_tile + 1) % 2], threadIdx.x, blockDim.x);
+    for (int tile = s.first_tile; tile < s.last_tile; ++tile) {
         copy_wait<0>();
         __syncthreads();  // the tile is there for all; all are done with the one before, whose buffer is filled now
         load(tile + 1);
         copy_commit();
-        locate(tile + 2);
-        if (tap_row >= tap_rows) continue;
+        locate_tile(p, s, tile + 2, place[tile % 2], threadIdx.x, blockDim.x);
+        if (tap_row >= s.tap_rows) continue;
         const unsigned char* patch_tile = shared + tile % STAGES * STAGE_BYTES;
         const unsigned char* pixel_tile = patch_tile + PATCH * PITCH;
         for (int k = 0; k < PIXELS; k += K_STEP) {
@@ -153,10 +97,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
             auto pixel_row = [&](int pixel) { return pixel_tile + (k + pixel) * PITCH; };
             load_b(reinterpret_cast<unsigned int (&)[2][2]>(b[0]), lane, quarter_n, pixel_row);
             load_b(reinterpret_cast<unsigned int (&)[2][2]>(b[2]), lane, quarter_n + 16, pixel_row);
-            const int corner = (k / COLUMNS + 1 + first + tap_row) * PATCH_COLUMNS + k % COLUMNS + 1 + first;
+            const int corner = (k / COLUMNS + 1 + s.first + tap_row) * PATCH_COLUMNS + k % COLUMNS + 1 + s.first;
 #pragma unroll
             for (int v = 0; v < 3; ++v) {
-                if (v >= tap_columns) continue;
+                if (v >= s.tap_columns) continue;
                 auto patch_row = [&](int pixel) { return patch_tile + (corner + v + pixel) * PITCH; };
                 load_a(a[0], lane, quarter_m, patch_row);
                 load_a(a[1], lane, quarter_m + 16, patch_row);
@@ -168,25 +112,11 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
         }
     }
     copy_wait<0>();
-
-    if (tap_row >= tap_rows) return;
-    const size_t size = static_cast<size_t>(patch_channels) * pixel_channels;
+    if (tap_row >= s.tap_rows) return;
 #pragma unroll
-    for (int v = 0; v < 3; ++v) {
-        if (v >= tap_columns) continue;
-        const int tap = (start_row + spacing * tap_row) * kernel + start_column + spacing * v;
-        float* to = partials + (static_cast<size_t>(split) * kernel * kernel + tap) * size;
+    for (int v = 0; v < 3; ++v)
 #pragma unroll
         for (int m = 0; m < 2; ++m)
-#pragma unroll
-            for (int n = 0; n < 4; ++n)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int row = first_m + quarter_m + 16 * m + lane / 4 + i / 2 * 8;
-                    const int column = first_n + quarter_n + 8 * n + lane % 4 * 2 + i % 2;
-                    if (row < patch_channels && column < pixel_channels)
-                        to[static_cast<size_t>(row) * patch_stride + static_cast<size_t>(column) * pixel_stride] =
-                            sum[v][m][n][i];
-                }
-    }
+            if (v < s.tap_columns)
+                write_sums(p, s, tap_row, v, s.first_m + quarter_m + 16 * m, s.first_n + quarter_n, sum[v][m]);
 }

@@ -1,5 +1,4 @@
 // The last convolution, to one or a few channels of logits, forward and backward.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: minunet.ops conv2d (stride 1, "same", with bias) for kernel 1 or 3 and few output channels K.
 //

@@ -5,18 +5,21 @@ itself is a device's: CuPy's here (:class:`CupyKernels`), the emulator's in test
 code without a GPU. The kernels have been emulated and compiled; they have not yet run on a GPU.
 """
 
+import hashlib
 import importlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from minunet import rng
 from minunet.backend import Array
+from minunet.durable import write_durably
 from minunet.engines.cuda.specification import SpecificationKernels
 
 FOLDER = Path(__file__).parent
@@ -33,10 +36,21 @@ class Program:
     defines: Mapping[str, int] = field(default_factory=dict)
     precise: bool = True  # whether it depends on the precision
     like_numpy: bool = False  # a * b + c is rounded twice, as NumPy does it, and not once
+    only: str | None = None  # the one precision that it is for
+    hopper: bool = False  # uses instructions that only GPUs of compute capability 9.0 have
 
 
 def _convolution(warps_m: int, warps_n: int, fragments_n: int) -> Program:
     return Program("conv.cu", ("convolve",), {"WARPS_M": warps_m, "WARPS_N": warps_n, "FRAGMENTS_N": fragments_n})
+
+
+def _wgmma_convolution(fragments: int, bulk: int) -> Program:
+    return Program("conv_wgmma.cu", ("convolve",), {"FRAGMENTS": fragments, "BULK": bulk}, hopper=True)
+
+
+def _wgmma_grad_weight(tap_rows: int, taps: int, fragments: int) -> Program:
+    defines = {"TAP_ROWS": tap_rows, "TAPS": taps, "FRAGMENTS": fragments}
+    return Program("grad_weight_wgmma.cu", ("grad_weight",), defines, hopper=True, only="bf16")
 
 
 #: Everything that is compiled. A convolution's tile is so many pixels x output channels.
@@ -44,7 +58,11 @@ PROGRAMS = {
     "conv_128x128": _convolution(2, 2, 8),
     "conv_256x64": _convolution(4, 1, 8),
     "conv_256x32": _convolution(4, 1, 4),
+    **{f"wgmma_{channels}": _wgmma_convolution(channels // 8, bulk=0) for channels in (128, 64, 32)},
+    **{f"wgmma_{channels}_bulk": _wgmma_convolution(channels // 8, bulk=1) for channels in (128, 64, 32)},
     "grad_weight": Program("grad_weight.cu", ("grad_weight",)),
+    "grad_weight_3x3": _wgmma_grad_weight(3, 3, 8),
+    "grad_weight_2x2": _wgmma_grad_weight(2, 2, 16),
     "weights": Program("weights.cu", ("prepare_weight",)),
     "reduce": Program("reduce.cu", ("sum_partials", "sum_many_partials", "column_sums", "finish_statistics")),
     "norm": Program("norm.cu", ("norm_relu", "norm_relu_pool", "norm_relu_reduce", "norm_relu_gradient")),
@@ -83,6 +101,7 @@ class Device(Protocol):
 
     xp: ModuleType
     multiprocessors: int
+    hopper: bool  # whether it runs programs that only a GPU of compute capability 9.0 runs
 
     def address(self, array: Array) -> int:
         """Where an array begins in the device's memory."""
@@ -95,6 +114,10 @@ class Device(Protocol):
 
 class Kernels(SpecificationKernels):
     """The methods of the specification, by kernels on ``device``. What no kernel does the specification does."""
+
+    #: Whether a convolution's weights come by bulk copies on a Hopper GPU (conv_wgmma.cu). Emulated and compiled, but
+    #: not yet run on a GPU: so not the engine's choice; benchmarks/gpu.py measures it beside what is.
+    bulk = False
 
     def __init__(self, device: Device, precision: str) -> None:
         if precision not in PRECISIONS:
@@ -131,12 +154,13 @@ class Kernels(SpecificationKernels):
 
     def _prepare(self, weight: Array, into: "_Prepared | None" = None) -> "_Prepared":
         height, width, in_channels, out_channels = weight.shape
-        in_pitch, out_pitch = _multiple(in_channels, 8), _multiple(out_channels, 8)
+        taps, elements = height * width, self.elements
+        in_parts, out_parts = (4 * _parts(channels, 4 * elements) for channels in (in_channels, out_channels))
         if into is None:
-            forward = self.xp.empty((height * width, out_channels, in_pitch), self.dtype)
-            into = _Prepared(forward, self.xp.empty((height * width, in_channels, out_pitch), self.dtype))
-        blocks = height * width * _parts(in_pitch, 32) * _parts(out_pitch, 32)
-        sizes = (in_channels, out_channels, in_pitch, out_pitch)
+            forward = self.xp.empty((taps, in_parts, out_channels, elements), self.dtype)
+            into = _Prepared(forward, self.xp.empty((taps, out_parts, in_channels, elements), self.dtype))
+        blocks = _parts(taps * max(in_parts * out_channels, out_parts * in_channels), 256)
+        sizes = (taps, in_channels, out_channels, in_parts, out_parts)
         self._launch("weights", "prepare_weight", blocks, 256, weight, into.forward, into.grad_input, *sizes)
         return into
 
@@ -152,8 +176,8 @@ class Kernels(SpecificationKernels):
         if mean is None or var is None:
             self._convolve(0, 3, x, laid_out.forward, y)
             return
-        tile = _tile(y.shape[3])
-        shares = _pixel_tiles(tile, *x.shape[:3])[0] * (tile.threads // tile.channels)
+        tile = self._tile(y.shape[3])
+        shares = _pixel_tiles(tile, *x.shape[:3])[0] * tile.shares
         partials = self._partials(shares * 3 * y.shape[3])
         self._convolve(0, 3, x, laid_out.forward, y, partials=partials)
         blocks = _parts(y.shape[3], 32)
@@ -209,17 +233,24 @@ class Kernels(SpecificationKernels):
         rounded: int = 0,
     ) -> None:
         n, height, width, _ = x.shape if direction != 3 else y.shape  # of the smaller image, where they differ
-        tile = _tile(y.shape[3])
+        tile = self._tile(y.shape[3])
         tiles, columns_log2 = _pixel_tiles(tile, n, height, width)
         blocks = tiles * _parts(y.shape[3], tile.channels) * (4 if direction == 2 else 1)
         bits, total, first, scale = mask
         words = 0 if bits is None else bits.shape[1]
         self._launch(
             tile.program, "convolve", blocks, tile.threads,
-            x, _pitch("x", x), weight, weight.shape[2], y, _pitch("y", y), n, height, width, x.shape[3], y.shape[3],
+            x, _pitch("x", x), weight, y, _pitch("y", y), n, height, width, x.shape[3], y.shape[3],
             direction, kernel, columns_log2, bias, bits, words, total, first, float(scale), partials, rounded,
             shared=tile.shared,
         )  # fmt: skip
+
+    def _tile(self, out_channels: int) -> "_Tile":
+        """The tile for so many output channels: one as narrow as they need."""
+        tiles = TILES
+        if self.device.hopper and self.precision != "float32":
+            tiles = BULK_TILES if self.bulk else WGMMA_TILES
+        return tiles[128 if out_channels > 64 else 64 if out_channels > 32 else 32]
 
     def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
         _check_weight(dweight, (3,), x.shape[3], dy.shape[3])
@@ -246,20 +277,26 @@ class Kernels(SpecificationKernels):
     ) -> None:
         n, height, width, _ = pixels.shape
         kernel, size = dweight.shape[0], dweight.size
+        summing = self._summing(kernel, transposed)
         tiles = _parts(n * (height + 1), 8) * _parts(width, 16)
-        blocks = _parts(patch.shape[3], 64) * _parts(pixels.shape[3], 64) * (4 if transposed else 1)
+        blocks = _parts(patch.shape[3], 64) * _parts(pixels.shape[3], summing.channels) * (4 if transposed else 1)
         # Enough blocks to fill the GPU twice, and partial sums of at most 256 MB.
         splits = max(1, min(tiles, 2 * self.device.multiprocessors // blocks, 2**26 // size))
-        threads = 128 * (kernel - 1 if transposed else 3)
-        row_bytes = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
         partials = self._partials(splits * size)
         self._launch(
-            "grad_weight", "grad_weight", blocks * splits, threads,
+            summing.program, "grad_weight", blocks * splits, summing.threads,
             patch, _pitch("x", patch), patch.shape[3], pixels, _pitch("dy", pixels), pixels.shape[3], n, height, width,
             transposed, kernel, splits, *strides, partials,
-            shared=2 * (180 + 128) * row_bytes,
+            shared=summing.shared,
         )  # fmt: skip
         self._sum(partials, splits, size, dweight)
+
+    def _summing(self, kernel: int, transposed: int) -> "_Summing":
+        """The program for a gradient of the weights."""
+        if self.device.hopper and self.precision == "bf16":
+            return WGMMA_SUMMING[3 if kernel == 3 and not transposed else 2]
+        row_bytes = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
+        return _Summing("grad_weight", 64, 128 * (kernel - 1 if transposed else kernel), 2 * (180 + 128) * row_bytes)
 
     def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
         """Into ``out``: the sum of the ``count`` rows of ``size`` numbers."""
@@ -537,7 +574,9 @@ class _CupyDevice:
     def __init__(self, precision: str) -> None:
         self.xp = importlib.import_module("cupy")
         self.precision = precision
-        self.multiprocessors = self.xp.cuda.Device().attributes["MultiProcessorCount"]
+        device = self.xp.cuda.Device()
+        self.multiprocessors = device.attributes["MultiProcessorCount"]
+        self.hopper = device.compute_capability == "90"
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str, int], Any] = {}
 
@@ -548,20 +587,51 @@ class _CupyDevice:
         key = (program, kernel, shared)
         if key not in self._functions:
             if program not in self._modules:
-                settings = options(PROGRAMS[program], self.precision)
-                code = source(PROGRAMS[program].file)
-                self._modules[program] = self.xp.RawModule(code=code, options=settings, backend="nvrtc")
+                self._modules[program] = self._module(PROGRAMS[program])
             function = self._modules[program].get_function(kernel)
             if shared > 48 * 1024:
                 function.max_dynamic_shared_size_bytes = shared
             self._functions[key] = function
         return self._functions[key]
 
+    def _module(self, program: Program) -> Any:
+        settings, code = options(program, self.precision), source(program.file)
+        if not program.hopper:
+            return self.xp.RawModule(code=code, options=settings, backend="nvrtc")
+        # CuPy compiles for sm_90, and wgmma is in sm_90a: so this is compiled here, and kept where CuPy keeps its own.
+        settings = (*settings, "--gpu-architecture=sm_90a")
+        nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+        digest = hashlib.sha256(repr((code, settings, nvrtc.getVersion())).encode()).hexdigest()
+        folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+        path = folder / f"minunet-{digest[:32]}.cubin"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            cubin = compile_cubin(nvrtc, code, program.file, settings)
+            write_durably(path, lambda file: _write(file, cubin))
+        return self.xp.RawModule(path=str(path))
+
     def launch(
         self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
     ) -> None:
         values = tuple(kernel_argument(value, self.address) for value in arguments)
         self.function(program, kernel, shared)((blocks,), (threads,), values, shared_mem=shared)
+
+
+def compile_cubin(nvrtc: Any, code: str, name: str, settings: tuple[str, ...]) -> bytes:
+    """The machine code of a source, by CuPy's binding to NVIDIA's compiler. Raises RuntimeError with its messages."""
+    handle = nvrtc.createProgram(code, name, (), ())
+    try:
+        nvrtc.compileProgram(handle, settings)
+        cubin: bytes = nvrtc.getCUBIN(handle)
+        return cubin
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{name} does not compile: {nvrtc.getProgramLog(handle)}") from error
+    finally:
+        nvrtc.destroyProgram(handle)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
 
 
 def kernel_argument(value: Any, address: Any) -> np.generic:
@@ -579,31 +649,64 @@ def kernel_argument(value: Any, address: Any) -> np.generic:
 class _Prepared:
     """A convolution's weights in the two layouts of weights.cu."""
 
-    forward: Array  # (taps, C_out, C_in rounded up to a multiple of 8)
-    grad_input: Array  # (taps, C_in, C_out rounded up to a multiple of 8)
+    forward: Array  # (taps, parts of C_in, C_out, elements of a part)
+    grad_input: Array  # (taps, parts of C_out, C_in, elements of a part)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """The tile of a block of conv.cu."""
+    """The tile of a block of conv.cu or conv_wgmma.cu, and the dynamic shared memory that it takes."""
 
     program: str
     pixels: int
     channels: int
-    threads: int = 128
+    threads: int
+    shared: int
 
     @property
-    def shared(self) -> int:
-        """Bytes: three stages of patch and weights, or at the end the tile itself."""
-        patch = 180 if self.pixels == 128 else 340
-        return max(3 * (patch + self.channels) * 80, self.pixels * (self.channels + 4) * 4)
+    def shares(self) -> int:
+        """statistics_shares of conv.cuh."""
+        return 1 << (self.threads // self.channels).bit_length() - 1
 
 
-def _tile(out_channels: int) -> _Tile:
-    """The tile for so many output channels: one as narrow as they need."""
-    if out_channels > 64:
-        return _Tile("conv_128x128", 128, 128)
-    return _Tile("conv_256x64", 256, 64) if out_channels > 32 else _Tile("conv_256x32", 256, 32)
+def _mma_tile(program: str, pixels: int, channels: int) -> _Tile:
+    patch = 180 if pixels == 128 else 340
+    return _Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, pixels * (channels + 8) * 4))
+
+
+def _wgmma_tile(channels: int, bulk: str) -> _Tile:
+    patches, weights = 3 * 64 * 346, 4 * 64 * channels
+    return _Tile(f"wgmma_{channels}{bulk}", 256, channels, 384, max(patches + weights, 256 * (channels + 8) * 4))
+
+
+#: The tiles of a convolution, by the output channels that they have room for.
+TILES = {
+    128: _mma_tile("conv_128x128", 128, 128),
+    64: _mma_tile("conv_256x64", 256, 64),
+    32: _mma_tile("conv_256x32", 256, 32),
+}
+WGMMA_TILES, BULK_TILES = (
+    {channels: _wgmma_tile(channels, bulk) for channels in (128, 64, 32)} for bulk in ("", "_bulk")
+)
+
+
+@dataclass(frozen=True)
+class _Summing:
+    """A program for the gradient of the weights: for so many channels of the pixels, by so many threads."""
+
+    program: str
+    channels: int
+    threads: int
+    shared: int
+
+
+def _wgmma_summing(program: str) -> _Summing:
+    defines = PROGRAMS[program].defines
+    channels = 8 * defines["FRAGMENTS"]
+    return _Summing(program, channels, 128 * (defines["TAP_ROWS"] + 1), 3 * (8 * 185 + channels // 8 * 129) * 16)
+
+
+WGMMA_SUMMING = {3: _wgmma_summing("grad_weight_3x3"), 2: _wgmma_summing("grad_weight_2x2")}
 
 
 def _pixel_tiles(tile: _Tile, n: int, height: int, width: int) -> tuple[int, int]:
@@ -618,10 +721,6 @@ def _pixel_tiles(tile: _Tile, n: int, height: int, width: int) -> tuple[int, int
 
 def _parts(size: int, part: int) -> int:
     return -(-size // part)
-
-
-def _multiple(size: int, of: int) -> int:
-    return _parts(size, of) * of
 
 
 def _words(bits: Array | None) -> int:

@@ -1,5 +1,4 @@
 // The loss and its gradient: soft Dice and cross entropy, of logits.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: minunet.losses segmentation_loss_forward and _backward, with the sigmoid and the logarithm in the
 // forms that do not overflow.

@@ -1,5 +1,4 @@
 // Batch norm and ReLU in one pass, with max pooling and dropout where these follow, and all of it backward in two.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: minunet.ops batch_norm2d (training), relu, max_pool2d (size 2), dropout; forward and backward.
 //

@@ -1,5 +1,4 @@
 // The optimiser: all parameters of a network in one launch.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled (with --fmad=false, so that it rounds as NumPy does).
 //
 // Specification: minunet.optim AdamW.step, the norm in clip_by_global_norm, WeightEMA.update. The same operations in
 // the same order, so the same bits as NumPy's.

@@ -1,5 +1,4 @@
 // Second stages: partial sums become sums, in a fixed order and in float64, so that the same input gives the same bits.
-// Not yet run on a GPU: emulated (tests/cuda), and compiled.
 //
 // Specification: sum_partials, out = partials.sum(axis=0); column_sums, the first stage of x.sum(axis=(0, 1, 2)), dbias
 // of a transposed convolution; finish_statistics, mean and biased variance of all values from those of shares of them.

@@ -1,0 +1,101 @@
+// The gradient of the weights of grad_weight.cu for Hopper GPUs, in bf16: the same sums and arguments, by wgmma.
+//
+// Idea. Pixels and their channels lie in planes, as in conv_wgmma.cu: 16 bytes, 8 channels, of all pixels, then the
+// next 8. Here the pixels are summed over, and both factors are needed across the way they lie. wgmma turns numbers of
+// 16 bits by itself (and only these, so TF32 stays with grad_weight.cu). 16 pixels of a row of the tile are one
+// product's depth, and a tap is again only another beginning.
+//
+// A block takes 64 channels of the patch, PIXEL_SIDE channels of the pixels and TAP_ROWS x TAPS taps: a warpgroup for
+// each row of taps, the sums of whose taps fill its registers. Four more warps bring the tiles, to three stages in
+// turn, one tile late with their word that it is there, as in conv_wgmma.cu.
+//
+// Cost against the roofline (H100): 3x3, a tile is 9 x 8 wgmma of 32 cycles, in which shared memory gives all of the 4
+// KB that each reads, and takes 40 KB of the next tile: it is the limit, at about 85 % of the tensor cores' peak. L2
+// gives the 40 KB in 2304 cycles: 4 TB/s for all multiprocessors.
+constexpr int STAGES = 3, PATCH_SIDE = 64, PIXEL_SIDE = 8 * FRAGMENTS;
+#include "grad_weight.cuh"
+#include "wgmma.cuh"
+
+constexpr int MULTIPLIERS = 128 * TAP_ROWS, LOADERS = 128, THREADS = MULTIPLIERS + LOADERS;
+constexpr int PATCH_PLANE = 185,
+              PIXEL_PLANE = 129;  // pixels: 1 more than a multiple of 8, so that the 8 parts of a pixel
+constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;  // are written to different groups of banks
+constexpr int STAGE_BYTES = PATCH_BYTES + PIXEL_PARTS * PIXEL_PLANE * 16;
+enum { FULL = 1, FREE = FULL + STAGES, LOADING = FREE + STAGES };  // the barriers: of the stages, and of the loaders
+
+// The products of a tile: 16 pixels of each row, for COUNT taps side by side.
+template <int COUNT>
+__device__ __forceinline__ void multiply_tile(float (&sum)[TAPS][FRAGMENTS][4], Matrix corner, Matrix channels) {
+    products_begin();
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row)
+#pragma unroll
+        for (int v = 0; v < COUNT; ++v)
+            multiply_group<1>(sum[v], later(corner, (row * PATCH_COLUMNS + v) * 16),
+                              later(channels, row * COLUMNS * 16));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    grad_weight(const element* __restrict__ patch, int patch_pitch, int patch_channels,
+                const element* __restrict__ pixels, int pixel_pitch, int pixel_channels, int images, int height,
+                int width, int transposed, int kernel, int splits, int patch_stride, int pixel_stride,
+                float* __restrict__ partials) {
+    const Product p = {patch, patch_pitch, patch_channels, pixels, pixel_pitch,  pixel_channels, images,  height,
+                       width, transposed,  kernel,         splits, patch_stride, pixel_stride,   partials};
+    DYNAMIC_SHARED(shared);
+    __shared__ int place[2][PATCH + PIXELS];  // for two tiles
+
+    // The shuffle changes nothing. It tells the compiler that a warp's lanes agree, which wgmma in a branch needs.
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    const Share s = share_of(p);
+    const int tiles = s.last_tile - s.first_tile;
+
+    if (warp >= MULTIPLIERS / 32) {
+        const int worker = threadIdx.x - MULTIPLIERS;
+        for (int tile = 0; tile < tiles + 1; ++tile) {
+            if (tile < tiles) {
+                locate_tile(p, s, s.first_tile + tile, place[tile % 2], worker, LOADERS);
+                barrier_wait(LOADING, LOADERS);  // the places are complete, and those of the tile before are done with
+                if (tile >= STAGES) barrier_wait(FREE + tile % STAGES, MULTIPLIERS + LOADERS);
+                unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
+                load_tile(
+                    p, s, s.first_tile + tile, place[tile % 2], worker, LOADERS,
+                    [&](int pixel, int part) { return to + (part * PATCH_PLANE + pixel) * 16; },
+                    [&](int pixel, int part) { return to + PATCH_BYTES + (part * PIXEL_PLANE + pixel) * 16; });
+            }
+            copy_commit();
+            if (tile < 1) continue;
+            copy_wait<1>();
+            written_for_products();
+            barrier_arrive(FULL + (tile - 1) % STAGES, MULTIPLIERS + LOADERS);
+        }
+        copy_wait<0>();
+        return;
+    }
+
+    const int tap_row = warp / 4;
+    // A product's depth is 16 pixels, two blocks of 8: 128 bytes from the one to the other.
+    const Matrix corner =
+        matrix(shared + ((1 + s.first + tap_row) * PATCH_COLUMNS + 1 + s.first) * 16, 128, 16 * PATCH_PLANE);
+    const Matrix channels = matrix(shared + PATCH_BYTES, 128, 16 * PIXEL_PLANE);
+    float sum[TAPS][FRAGMENTS][4] = {};
+    for (int tile = 0; tile < tiles; ++tile) {
+        const int stage = tile % STAGES;
+        const Matrix taps = later(corner, stage * STAGE_BYTES), sources = later(channels, stage * STAGE_BYTES);
+        barrier_wait(FULL + stage, MULTIPLIERS + LOADERS);
+        if (TAPS == 3) {
+            multiply_tile<TAPS>(sum, taps, sources);
+        } else if (tap_row < s.tap_rows) {  // a parity class of a transposed convolution may have one row, one column
+            if (s.tap_columns == TAPS) multiply_tile<TAPS>(sum, taps, sources);
+            else multiply_tile<1>(sum, taps, sources);
+        }
+        products_commit();
+        products_wait<1>();  // those of the tile before are over; its stage will be filled again, if there is a use
+        if (tile > 0 && tile - 1 + STAGES < tiles) barrier_arrive(FREE + (tile - 1) % STAGES, MULTIPLIERS + LOADERS);
+    }
+    products_wait<0>();
+    if (tap_row >= s.tap_rows) return;
+#pragma unroll
+    for (int v = 0; v < TAPS; ++v)
+        if (v < s.tap_columns) write_sums(p, s, tap_row, v, s.first_m + 16 * (warp % 4), s.first_n, sum[v]);
+}
