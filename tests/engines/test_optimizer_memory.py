@@ -1,4 +1,4 @@
-"""Where the CPU engine's optimiser keeps the parameters: in the memory that the processes share."""
+"""The CPU engine's optimiser: parameters and moments in the memory that the processes share, a part for each."""
 
 import numpy as np
 import pytest
@@ -7,35 +7,83 @@ from minunet import rng
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.layers import map_arrays
 from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW
+from minunet.optim import AdamW, clip_by_global_norm
 from minunet.unet import UNet
 
 KEY = rng.Key(seed=1)
 
 
-def problem(seed=0):
+def problem(seed=0, widths=(3, 4)):
     random = np.random.default_rng(seed)
-    net = UNet(widths=(3, 4), dropout=0.0, seed=seed, dtype="float64")
+    net = UNet(widths=widths, dropout=0.0, seed=seed, dtype="float64")
     x = random.normal(size=(2, 8, 8, 3))
     return net, x, (random.random((2, 8, 8, 1)) > 0.5).astype(float)
 
 
+def assert_same_state(optimizer, plain):
+    assert optimizer.steps == plain.steps
+    for kind in ("parameters", "first_moment", "second_moment"):
+        for name, array in getattr(plain, kind).items():
+            np.testing.assert_array_equal(getattr(optimizer, kind)[name], array, err_msg=f"{kind} of {name}")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_steps_through_the_engines_optimizer_are_those_of_adamw(workers):
-    net, x, target = problem()
+@pytest.mark.parametrize("widths", [(3, 4), (8, 64)], ids=["a block an array", "arrays of several blocks"])
+def test_steps_through_the_engines_optimizer_are_those_of_adamw(widths, workers):
+    net, x, target = problem(widths=widths)
     twin = map_arrays(net, np.copy)
-    plain = AdamW(twin.parameters(), 1e-2)
+    options = {"weight_decay": 0.1, "betas": (0.8, 0.99), "eps": 1e-6, "no_decay": ["head.bias", "down1.norm1.gamma"]}
+    plain = AdamW(twin.parameters(), 1e-2, **options)
     with CpuEngine(net, SegmentationLoss(), 2, (8, 8), workers=workers) as engine:
-        optimizer = engine.optimizer(net.parameters(), 1e-2)
-        for step in range(3):
+        optimizer = engine.optimizer(net.parameters(), 1e-2, **options)
+        for step in range(4):
             _, grads, _ = engine.loss_and_grads(x, target, KEY._replace(step=step))
             copies = {name: grad.copy() for name, grad in grads.items()}
-            optimizer.step(grads)
-            plain.step(copies)
-            for name, parameter in net.parameters().items():
-                np.testing.assert_array_equal(parameter, twin.parameters()[name], err_msg=name)
+            rate = 0.1 if step == 1 else None
+            # Any other gradients than the engine's are this process's matter, and go the same way.
+            optimizer.step(copies if step == 2 else grads, rate)
+            plain.step(copies, rate)
+            assert_same_state(optimizer, plain)
+        with pytest.raises(ValueError, match="grads must name every parameter"):
+            optimizer.step({})
     # The engine has gone: the network has what it learned, and works.
     np.testing.assert_array_equal(net.predict(x), twin.predict(x))
+    optimizer.step(copies)
+    plain.step(copies)
+    assert_same_state(optimizer, plain)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("max_norm", [0.01, 1e6, np.inf])
+def test_gradients_are_clipped_in_place_to_the_same_norm(max_norm, workers):
+    net, x, target = problem(widths=(8, 64))
+    with CpuEngine(net, SegmentationLoss(), 2, (8, 8), workers=workers) as engine:
+        _, grads, _ = engine.loss_and_grads(x, target, KEY)
+        copies = {name: grad.copy() for name, grad in grads.items()}
+        expected, norm = clip_by_global_norm(copies, max_norm)
+        assert 0.01 < norm < 1e6
+        clipped, found = engine.clip(grads, max_norm)
+        assert found == pytest.approx(norm, rel=1e-12, abs=0)
+        for name, array in expected.items():
+            assert clipped[name] is grads[name]
+            np.testing.assert_allclose(clipped[name], array, rtol=1e-12, err_msg=name)
+        # Those of someone else are left alone.
+        others, found = engine.clip(copies, 0.01)
+        assert found == norm
+        assert all(others[name] is not array for name, array in copies.items())
+        with pytest.raises(ValueError, match="max_norm must be positive"):
+            engine.clip(grads, 0.0)
+
+
+def test_a_second_optimizer_has_moments_of_its_own():
+    net, x, target = problem()
+    with CpuEngine(net, SegmentationLoss(), 2, (8, 8), workers=1) as engine:
+        first, second = engine.optimizer(net.parameters(), 1e-2), engine.optimizer(net.parameters(), 1e-3)
+        _, grads, _ = engine.loss_and_grads(x, target, KEY)
+        first.step(grads)
+        assert not any(moment.any() for moment in second.first_moment.values())
+        second.step(grads)
+        np.testing.assert_array_equal(first.first_moment["head.weight"], second.first_moment["head.weight"])
 
 
 def test_a_prediction_by_another_network_leaves_the_trained_one_alone():

@@ -6,14 +6,21 @@ Specification: :class:`minunet.optim.AdamW`, :class:`minunet.optim.WeightEMA` (t
 The idea: a step of AdamW passes some twenty times over each parameter, its gradient and its moments. In blocks that
 fit the cache only the first of these passes reads from memory, and only the last one writes there. The blocks are
 parameters of their own, with names of their own, for the plain optimiser, which does the work.
+
+And the blocks are shared out among the processes of a team (:class:`Update`), which takes the moments to lie in the
+memory that all of them see.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from minunet.backend import Array
+from minunet.engines.cpu.member import Member
+from minunet.engines.cpu.team import Team
 from minunet.layers import Arrays
 from minunet.optim import AdamW, WeightEMA
 
@@ -33,6 +40,15 @@ def blocks_of(arrays: Mapping[str, Array]) -> Arrays:
     }
 
 
+def count_of_blocks(shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many blocks arrays of these shapes have.
+
+    >>> count_of_blocks([(3, 3, 64, 64), (64,)])
+    4
+    """
+    return sum(-(-prod(shape) // BLOCK) for shape in shapes)
+
+
 class BlockAdamW(AdamW):
     """:class:`minunet.optim.AdamW` on NumPy arrays that are contiguous."""
 
@@ -46,8 +62,11 @@ class BlockAdamW(AdamW):
         no_decay: Collection[str] = (),
     ) -> None:
         super().__init__(parameters, lr, betas, eps, weight_decay, no_decay)
-        self._plain = AdamW({}, lr, betas, eps, weight_decay)
-        self._plain.parameters = blocks_of(parameters)
+        self._cut_up()
+
+    def _cut_up(self) -> None:
+        self._plain = AdamW({}, self.lr, self.betas, self.eps, self.weight_decay)
+        self._plain.parameters = blocks_of(self.parameters)
         exempt = (name for name in self._plain.parameters if name.rpartition(" ")[0] in self.no_decay)
         self._plain.no_decay = frozenset(exempt)
         self._plain.first_moment = blocks_of(self.first_moment)
@@ -60,6 +79,68 @@ class BlockAdamW(AdamW):
         self._plain.steps = self.steps
         self._plain.step(blocks_of(grads), self.lr if lr is None else lr)
         self.steps = self._plain.steps
+
+
+class Update:
+    """One process's share of what is done to all parameters: every so-manieth block, as many as there are processes.
+
+    ``shared`` are the arrays of all processes: the parameters ("net:"), gradients and moments, and a place for each
+    block's sum of squares.
+    """
+
+    def __init__(self, shared: Arrays, names: Iterable[str], member: Member) -> None:
+        self.mine = slice(member.rank, None, member.size)
+        self.squares = shared["squares:"]
+        self.plain = AdamW({})
+        self.plain.parameters, self.plain.first_moment, self.plain.second_moment, self.grads = (
+            dict(list(blocks_of({name: shared[f"{kind}:{name}"] for name in names}).items())[self.mine])
+            for kind in ("net", "first_moment", "second_moment", "grad")
+        )
+
+    def configure(self, betas: list[float], eps: float, weight_decay: float, no_decay: list[str]) -> None:
+        """The options of :class:`minunet.optim.AdamW`."""
+        self.plain.betas, self.plain.eps, self.plain.weight_decay = (betas[0], betas[1]), eps, weight_decay
+        self.plain.no_decay = frozenset(name for name in self.plain.parameters if name.rpartition(" ")[0] in no_decay)
+
+    def step(self, steps: int, lr: float) -> None:
+        """The step behind so many."""
+        self.plain.steps = steps
+        self.plain.step(self.grads, lr)
+
+    def add_squares(self) -> None:
+        """The sum of the squares of each block of the gradient."""
+        self.squares[self.mine] = [sum_of_squares(block) for block in self.grads.values()]
+
+    def scale(self, factor: float) -> None:
+        """The gradient times ``factor``."""
+        for block in self.grads.values():
+            block *= factor
+
+
+class TeamAdamW(BlockAdamW):
+    """AdamW on the parameters and moments that a team shares, a part by each of its processes."""
+
+    def __init__(self, team: Team, shared: Arrays, parameters: Arrays, lr: float, **options: Any) -> None:
+        super().__init__({name: array[:0] for name, array in parameters.items()}, lr, **options)  # which checks them
+        self.team, self.parameters = team, parameters
+        self.grads = {name: shared[f"grad:{name}"] for name in parameters}
+        self.first_moment = {name: shared[f"first_moment:{name}"] for name in parameters}
+        self.second_moment = {name: shared[f"second_moment:{name}"] for name in parameters}
+        super()._cut_up()
+        team.run(["adamw", "configure", self.betas, self.eps, self.weight_decay, sorted(self.no_decay)])
+
+    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
+        """As :meth:`minunet.optim.AdamW.step`; of gradients that are not the engine's, by this process alone."""
+        if self.team.closed or not same_arrays(grads, self.grads):
+            super().step(grads, lr)
+            return
+        self.team.run(["adamw", "step", self.steps, self.lr if lr is None else lr])
+        self.steps += 1
+
+
+def same_arrays(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
+    """Whether two dicts hold the very same arrays by the same names."""
+    return some.keys() == others.keys() and all(array is others[name] for name, array in some.items())
 
 
 class BlockWeightEMA(WeightEMA):
@@ -77,15 +158,18 @@ class BlockWeightEMA(WeightEMA):
         self.updates = self._plain.updates
 
 
-def clip_in_place(grads: Mapping[str, Array], max_norm: float) -> tuple[Arrays, float]:
-    """As :func:`minunet.optim.clip_by_global_norm`, but it changes ``grads``, which are the engine's own."""
+def clip_by_team(team: Team, shared: Arrays, max_norm: float) -> float:
+    """:func:`minunet.optim.clip_by_global_norm` of the team's gradients, in place. Returns the norm they had."""
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
-    blocks = blocks_of(grads).values()
-    wide = (block.astype(np.float64) for block in blocks)  # squares of float32 soon overflow
-    # No dot product: outside of the team's work BLAS would start threads for it.
-    norm = math.sqrt(sum((block * block).sum().item() for block in wide))
+    team.run(["adamw", "add_squares"])
+    norm = math.sqrt(sum(shared["squares:"].tolist()))
     if max_norm < norm < math.inf:
-        for block in blocks:
-            block *= max_norm / norm
-    return dict(grads), norm
+        team.run(["adamw", "scale", max_norm / norm])
+    return norm
+
+
+def sum_of_squares(block: Array) -> float:
+    """In float64: squares of float32 soon overflow."""
+    wide = block.astype(np.float64)
+    return (wide * wide).sum().item()

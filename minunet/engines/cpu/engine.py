@@ -22,7 +22,7 @@ import numpy as np
 
 from minunet import ops, rng
 from minunet.backend import Array
-from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, clip_in_place
+from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
 from minunet.engines.cpu.plan import Description, layout
 from minunet.engines.cpu.program import Program, build
 from minunet.engines.cpu.team import Team, TeamError, usable_size
@@ -81,6 +81,7 @@ class CpuEngine(Engine):
                 raise
             self.workers_reason = str(error)
             self._team = Team(1, build, arguments, layout(self._description, 1).shared_bytes)
+        self._has_optimizer = False
         self._program = cast(Program, self._team.program)
         shared = self._program.shared
         self._net_arrays = {name[4:]: array for name, array in shared.items() if name.startswith("net:")}
@@ -130,22 +131,27 @@ class CpuEngine(Engine):
         return ops.sigmoid_forward(self.logits(x, net))[0]
 
     def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
-        """As the plain path, in place."""
-        return clip_in_place(grads, max_norm)
+        """As the plain path; the engine's own gradients in place."""
+        if self._team.closed or not same_arrays(grads, self._grads):
+            return super().clip(grads, max_norm)
+        return dict(grads), clip_by_team(self._team, self._program.shared, max_norm)
 
     def optimizer(self, parameters: Arrays, lr: float, **options: Any) -> AdamW:
         """AdamW, block by block.
 
         If ``parameters`` are the network's, they move first to the memory that the processes share, so that no step
-        has to copy them there: ``net.parameters()`` are other arrays then, with the same values.
+        has to copy them there: ``net.parameters()`` are other arrays then, with the same values. The moments are there
+        too, and each process takes its part of the blocks.
         """
         mine = self.net.parameters()
-        if parameters.keys() == mine.keys() and all(parameters[name] is array for name, array in mine.items()):
-            _take_over(self.net, self._net_arrays)
-            moved = {id(array): self._net_arrays[name] for name, array in mine.items()}
-            vars(self.net).update(vars(map_arrays(self.net, lambda array: moved.get(id(array), array))))
-            parameters = self.net.parameters()
-        return BlockAdamW(parameters, lr, **options)
+        if self._has_optimizer or not same_arrays(parameters, mine):
+            return BlockAdamW(parameters, lr, **options)
+        _take_over(self.net, self._net_arrays)
+        moved = {id(array): self._net_arrays[name] for name, array in mine.items()}
+        vars(self.net).update(vars(map_arrays(self.net, lambda array: moved.get(id(array), array))))
+        optimizer = TeamAdamW(self._team, self._program.shared, self.net.parameters(), lr, **options)
+        self._has_optimizer = True  # the one whose moments there is room for
+        return optimizer
 
     def average(self, values: Arrays, max_decay: float) -> WeightEMA:
         """The average of the weights, block by block."""

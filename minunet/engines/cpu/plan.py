@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet.engines.cpu import rows, tiles
+from minunet.engines.cpu.adamw import count_of_blocks
 from minunet.engines.cpu.buffers import aligned, pack
 from minunet.losses import SegmentationLoss
 
@@ -309,6 +310,10 @@ def layout(description: Description, processes: int) -> Layout:
     place("loss:", (processes, description.max_batch, 4), np.dtype(np.float64))
     for name, shape in parameters.items():
         place(f"grad:{name}", shape, dtype)
+        # Of the optimiser. Memory that nobody touches, as in a prediction, is never given.
+        place(f"first_moment:{name}", shape, dtype)
+        place(f"second_moment:{name}", shape, dtype)
+    place("squares:", (count_of_blocks(parameters.values()),), np.dtype(np.float64))
     for process in range(1, processes):
         for name, shape in parameters.items():
             if adds_up(description, name):

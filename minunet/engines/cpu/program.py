@@ -1,5 +1,7 @@
 """What each process runs: the stages of the plan, one after the other, with a barrier behind each."""
 
+import contextlib
+import ctypes
 from math import prod
 from typing import Any, Protocol
 
@@ -7,6 +9,7 @@ import numpy as np
 
 from minunet import rng
 from minunet.engines.cpu import channels, convolution, filters, head, loss, resample
+from minunet.engines.cpu.adamw import Update
 from minunet.engines.cpu.buffers import ALIGNMENT, Scratch
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.norm import Norm
@@ -99,6 +102,8 @@ class Program:
             }
             for training, arrays in shared.items()
         }
+        self._begun = False
+        self.update = Update(self.shared, description.parameter_shapes(), member)
         own = own_memory(places.own_bytes)
         plans = {True: description.training_stages(), False: description.forward_stages(training=False)}
         scratch = Scratch()
@@ -124,8 +129,16 @@ class Program:
                 scratch.allocate()
 
     def run(self, command: list[Any]) -> None:
-        """``["train", batch, key]`` or ``["infer", batch]``."""
-        kind, batch, *rest = command
+        """``["train", batch, key]``, ``["infer", batch]``, or ``["adamw", method of Update, arguments ...]``."""
+        kind, *rest = command
+        if kind == "adamw":
+            method, *arguments = rest
+            getattr(self.update, method)(*arguments)
+            return
+        if not self._begun:
+            give_back_memory()
+            self._begun = True
+        batch, *rest = rest
         steps = self.steps_for(kind == "train", batch)
         if kind == "train":
             if steps.masks is not None:
@@ -140,6 +153,15 @@ class Program:
         size = self.member.size
         by_images = 4 * batch >= 3 * size * -(-batch // size)
         return self.steps[training, by_images or size == 1]
+
+
+def give_back_memory() -> None:
+    """Give the system back what has been freed: a C library keeps it where something behind it is still in use.
+
+    That is as much as the network takes, once its arrays have moved to the shared memory.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_memory(nbytes: int) -> np.ndarray:

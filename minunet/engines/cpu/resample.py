@@ -194,6 +194,7 @@ class UpBackward:
         self.patches = work.take(pixels * taps * self.c_out)
         self.dx, self.values = work.take(pixels * c_in), work.take(pixels * c_in)
         self.z, self.relu = work.arrays[f"z:{self.below.conv}"], work.relu(self.below)
+        self.weight_t = work.take(taps, self.c_out, c_in)
         self.part = work.take(c_in, self.c_out)
         self.sums = ChannelSums(4 * pixels, work.dtype)
         self.target = work.activation_target(self.below, pixels)
@@ -201,7 +202,8 @@ class UpBackward:
     def run(self) -> None:
         k, c_in, c_out, width = self.kernel, self.below.c_out, self.c_out, self.below.width
         weight = self.work.arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
-        weight_t = np.ascontiguousarray(weight.swapaxes(1, 2)).reshape(k * k * c_out, c_in)
+        self.weight_t[...] = weight.swapaxes(1, 2)
+        weight_t = self.weight_t.reshape(k * k * c_out, c_in)
         self.relu.prepare()
         self.target.prepare()
         self.padded.fill(0)
