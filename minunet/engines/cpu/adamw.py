@@ -82,7 +82,7 @@ class BlockAdamW(AdamW):
 
 
 class Update:
-    """One process's share of what is done to all parameters: every so-manieth block, as many as there are processes.
+    """One process's share of what is done to all parameters: every second block, if the processes are two.
 
     ``shared`` are the arrays of all processes: the parameters ("net:"), gradients and moments, and a place for each
     block's sum of squares.

@@ -101,7 +101,8 @@ class ConvForward:
         calls.take_room(work.scratch, unit.c_in, unit.c_out)
         self.planes, sums = work.take(*calls.planes_shape(unit.c_in)), work.take(*calls.planes_shape(unit.c_out))
         self.shared_filters = work.arrays[f"filters:{unit.conv}"]
-        self.filters = work.take(*self.shared_filters.shape)
+        # In a prediction they carry the source's scale already.
+        self.filters = work.take(*self.shared_filters.shape) if work.training else self.shared_filters
         self.into_planes = calls.input_transform(band, self.planes)
         self.multiply = calls.products(self.planes, self.filters, sums)
         self.out_of_planes = calls.output_transform(sums)
@@ -114,7 +115,8 @@ class ConvForward:
         self.planes.fill(0)
         self.calls.clear_room()
         self.sums.prepare()
-        scaled(self.shared_filters, self.work.input_scale(self.unit), self.filters)
+        if self.work.training:
+            scaled(self.shared_filters, self.work.input_scale(self.unit), self.filters)
         for chunk in self.work.chunks(self.pieces):
             self.band.load(chunk)
             self.into_planes()

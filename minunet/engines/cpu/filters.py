@@ -12,7 +12,8 @@ from minunet.engines.cpu.work import Work
 class Filters:
     """The transformed filters of every convolution whose pixels are shared out.
 
-    Each process transforms the filters of its share of the first channel that they have.
+    Each process transforms the filters of its share of the first channel that they have. In a prediction all slopes
+    are known by now, and the filters get them here, where there are fewest numbers to multiply.
     """
 
     def __init__(self, work: Work) -> None:
@@ -25,6 +26,8 @@ class Filters:
             weight = self.work.arrays[f"net:{unit.conv}.weight"]
             sign = self.work.norms[unit.conv].sign
             weight = weight if (sign > 0).all() else weight * sign
+            if not self.work.training:
+                weight = weight * self.work.input_scale(unit)[:, None]
             self._transform(matrix, weight, self.work.arrays[f"filters:{unit.conv}"])
 
     def _transform(self, matrix: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:

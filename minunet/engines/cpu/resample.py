@@ -114,6 +114,7 @@ class UpForward:
 
     All pixels times one tap is a matrix product, (pixels, C_in) x (C_in, C_out), and gives a plane. With stride 2 the
     planes of the taps 0 and 1 are a pixel's own four outputs; tap 2, if there is one, falls on the next pixel's first.
+    So a chunk needs what tap 2 of the row above gives: the last chunk's last row, moved, not made again.
     """
 
     def __init__(self, level: int, work: Work) -> None:
@@ -125,12 +126,12 @@ class UpForward:
         row = (width + 1) * (c_in + taps * self.c_out) * work.dtype.itemsize
         budget = up_budget(c_in, taps, self.c_out, work)
         self.pieces = work.cut(height, 1, row, budget)
-        # One row above and one column to the left, from which tap 2 comes; zeros where the image ends.
-        shape = (self.pieces.images, self.pieces.rows + 1, width + 1)
-        self.padded, self.values = work.take(*shape, c_in), work.take((self.pieces.rows + 1) * width * c_in)
+        images, rows = self.pieces.images, self.pieces.rows
+        # One column more to the left, and in the planes one row more above, from which tap 2 comes.
+        self.padded, self.values = work.take(images, rows, width + 1, c_in), work.take(rows * width * c_in)
         self.source = work.activation(self.below)
         self.slope = ChannelRow(width, c_in, work.scratch, work.dtype)
-        self.planes = work.take(taps, *shape, self.c_out)
+        self.planes = work.take(self.kernel, self.kernel, images, rows + 1, width + 1, self.c_out)
         self.bias = work.take(width, self.c_out)  # repeated, for long inner loops
         self.up = work.arrays[f"up:{level}"]
 
@@ -139,14 +140,16 @@ class UpForward:
         self.padded.fill(0)
         arrays, k, c_in, c_out = self.work.arrays, self.kernel, self.below.c_out, self.c_out
         self.slope.set(self.work.norms[self.below.conv].input_slope)
-        weight = arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
+        weight = arrays[f"net:up{self.level}.up.weight"].reshape(k, k, 1, c_in, c_out)
         self.bias[...] = arrays[f"net:up{self.level}.up.bias"]
+        follows = None  # the image and row at which a chunk would continue the last one
         for chunk in self.work.chunks(self.pieces):
-            self._load(chunk)
-            np.matmul(self.padded.reshape(-1, c_in), weight, out=self.planes.reshape(k * k, -1, c_out))
             n, rows = chunk.images, chunk.rows
-            plane = self.planes.reshape(k, k, *self.planes.shape[1:])[:, :, :n, : rows + 1]
-            own, above = plane[:, :, :, 1:, 1:], plane[:, :, :, :-1, 1:]
+            if k == 3:
+                self._row_above(chunk, weight, follows == (chunk.first_image, chunk.first_row))
+            follows = chunk.first_image, chunk.first_row + rows
+            self._multiply(chunk, weight, self.planes[:, :, :n, 1 : 1 + rows])
+            own, above = self.planes[:, :, :n, 1 : 1 + rows, 1:], self.planes[:, :, :n, :rows, 1:]
             first = 2 * chunk.first_row
             up = self.up[chunk.first_image : chunk.first_image + n, first : first + 2 * rows]
             out = up.reshape(n, rows, 2, self.below.width, 2, c_out)
@@ -156,23 +159,37 @@ class UpForward:
                     if k == 3 and row == 0:
                         np.add(total, above[2, column], out=total)
                     if k == 3 and column == 0:
-                        np.add(total, plane[row, 2, :, 1:, :-1], out=total)
+                        np.add(total, self.planes[row, 2, :n, 1 : 1 + rows, :-1], out=total)
                     if k == 3 and row == column == 0:
-                        np.add(total, plane[2, 2, :, :-1, :-1], out=total)
+                        np.add(total, self.planes[2, 2, :n, :rows, :-1], out=total)
                     np.add(total, self.bias, out=total)
                     copy_pixels(total, out[:, :, row, :, column])
 
-    def _load(self, chunk: Chunk) -> None:
-        """The rows of the chunk, and the one above."""
-        first, last = max(chunk.first_row - 1, 0), chunk.first_row + chunk.rows
-        above = chunk.first_row - first  # how many rows there are above: 1, or 0 at the top
-        values = carve(self.values, (last - first, self.below.width, self.below.c_out))
-        for place in range(chunk.images):
-            self.source(chunk.first_image + place, first, last, values)
+    def _multiply(self, chunk: Chunk, weight: np.ndarray, planes: np.ndarray) -> None:
+        """planes (taps, taps, images, rows, W + 1, C_out) <- the rows of ``chunk``, times ``weight``."""
+        rows, width, c_in = chunk.rows, self.below.width, self.below.c_out
+        values = carve(self.values, (rows, width, c_in))
+        padded = self.padded[: chunk.images, :rows]
+        for image, place in enumerate(padded, start=chunk.first_image):
+            self.source(image, chunk.first_row, chunk.first_row + rows, values)
             with_row(np.multiply, values, self.slope, values)
-            copy_pixels(values, self.padded[place, 1 - above : 1 + chunk.rows, 1:])
-        if not above:
-            self.padded[:, 0] = 0
+            copy_pixels(values, place[:, 1:])
+        pixels = rows * (width + 1)
+        np.matmul(
+            padded.reshape(chunk.images, pixels, c_in),
+            weight,
+            out=planes.reshape(*planes.shape[:3], pixels, self.c_out),
+        )
+
+    def _row_above(self, chunk: Chunk, weight: np.ndarray, known: bool) -> None:
+        """What tap 2 gives of the row above the chunk: zero at the top of an image."""
+        above = self.planes[2:, :, : chunk.images, :1]
+        if known:
+            above[...] = self.planes[2:, :, :1, -1:]
+        elif chunk.first_row:
+            self._multiply(chunk._replace(images=1, first_row=chunk.first_row - 1, rows=1), weight[2:], above)
+        else:
+            above.fill(0)
 
 
 class UpBackward:
