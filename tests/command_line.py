@@ -36,7 +36,7 @@ def command(script, *arguments, before=""):
     return [*python, "-c", code, path, *map(str, arguments)]
 
 
-def run(script, *arguments, cwd, before="", env=None, timeout=120):
+def run(script, *arguments, cwd, before="", env=None, timeout=600):
     """Run the command to its end."""
     done = subprocess.run(
         command(script, *arguments, before=before),

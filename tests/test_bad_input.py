@@ -826,7 +826,7 @@ class _:
             cwd=folder,
             stdout=write,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=600,
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (141, b"")

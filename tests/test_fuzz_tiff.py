@@ -73,13 +73,15 @@ def test_the_harness_tells_how_a_read_ends(function, end):
     assert fuzz_tiff.attempt(function, Path("a.tif")).end.startswith(end)
 
 
-@pytest.mark.parametrize(("script", "failure"), [("kill -SEGV $$", "a crash"), ("exec sleep 60", "a hang")])
-def test_the_harness_notices_a_process_that_crashes_or_hangs(tmp_path, monkeypatch, script, failure):
+@pytest.mark.parametrize(
+    ("script", "failure", "limit"), [("kill -SEGV $$", "a crash", 60), ("exec sleep 60", "a hang", 0.5)]
+)
+def test_the_harness_notices_a_process_that_crashes_or_hangs(tmp_path, monkeypatch, script, failure, limit):
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o700)
     monkeypatch.setattr(fuzz_tiff.sys, "executable", str(program))
-    monkeypatch.setattr(fuzz_tiff, "WALL_LIMIT", 0.5)
+    monkeypatch.setattr(fuzz_tiff, "WALL_LIMIT", limit)
     monkeypatch.setattr(fuzz_tiff, "HOSTILE", {})
     figures = fuzz_tiff.run(2)
     assert figures.files == 2

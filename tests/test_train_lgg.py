@@ -34,7 +34,7 @@ def command(*arguments):
 
 
 def train(*arguments, cwd):
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def weights(folder, name="last.npz"):
@@ -82,13 +82,14 @@ def test_a_run_on_tiffs_leaves_everything_it_promises(unbroken):
 def test_a_run_that_was_ended_resumes_to_the_same_bits(kaggle, unbroken, tmp_path, number):
     arguments = ("--data", kaggle, "--preset", "quick", "--output", "run", *SMALL)
     process = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "last.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(number)
-    process.communicate(timeout=60)
-    # Where the signal came too late, the run is finished, and resuming it still has to end with the same bits.
-    assert process.returncode in (0, -number if number == signal.SIGKILL else 128 + number)
+    process.communicate(timeout=600)
+    # Where the signal came too late, the run is finished, and resuming it still has to end with the same bits. It may
+    # even have come after the last handler. How a training ends by a signal, tests/test_bad_input.py sees for certain.
+    assert process.returncode in (0, -number, 128 + number)
 
     result = train("--resume", "run", "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

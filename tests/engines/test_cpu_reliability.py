@@ -85,7 +85,7 @@ def training(folder):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert wait_until(lambda: process.poll() is not None or (folder / "run" / "last.npz").exists(), 120)
+    assert wait_until(lambda: process.poll() is not None or (folder / "run" / "last.npz").exists(), 600)
     assert process.poll() is None, process.stderr.read()
     (worker,) = children(process.pid)
     return process, worker
@@ -94,7 +94,7 @@ def training(folder):
 def test_a_worker_that_is_killed_ends_the_training_with_one_line(tmp_path):
     process, worker = training(tmp_path)
     os.kill(worker, signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 2
     (line,) = err.strip().splitlines()
     assert line.startswith(f"error: worker 1 (process {worker}) was killed by SIGKILL, ")
@@ -106,5 +106,5 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(tmp_path):
 def test_workers_leave_when_the_training_is_killed(tmp_path):
     process, worker = training(tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert wait_until(lambda: not alive(worker), 60)

@@ -295,7 +295,7 @@ def script(rest, folder, as_file=False, **options):
 @pytest.mark.parametrize(("rest", "code"), [("print(team.run(['sum', 3]))", 0), ("sys.exit(4)", 4), ("os._exit(5)", 5)])
 def test_a_script_needs_no_guard_and_no_close(tmp_path, rest, code, as_file):
     process, members = script(rest, tmp_path, as_file)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (code, "9.0\n" if code == 0 else "", "")
     assert len(members) == 2
     assert wait_until(lambda: not works(members[1]))
@@ -331,7 +331,7 @@ def test_ctrl_c_can_let_the_run_end(tmp_path):
     process, members = script(rest, tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
     assert wait_until(lambda: not works(members[1]))
 
@@ -340,7 +340,7 @@ def test_ctrl_c_ends_a_run_that_does_not_answer_it(tmp_path):
     process, members = script("team.run(['go_on', 'begun', 'until'])", tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGINT
     # Rank 0's own, and none of a worker. Its traceback may have parts, if it was handling another exception.
     assert err.splitlines().count("KeyboardInterrupt") == 1
@@ -366,7 +366,7 @@ assert not team.closed
 print(team.run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
 
 
@@ -386,7 +386,7 @@ except TeamError as error:
 print(Team(1, build, {{}}, 1024).run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("a team of 2 processes cannot start: ")
     assert out.endswith("\n3.0\n")
