@@ -10,6 +10,7 @@ floor; it says where the time has to go and what is worth a try.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,9 @@ def flop(name: str, arrays: list[Array]) -> float:
     """Of a convolution's call: 2 for each product of a pixel with a weight."""
     if name not in CONVOLUTIONS | TRANSPOSED:
         return 0.0
-    kernel = next(array for array in arrays if is_weight(array))
-    pixels = min(image.shape[0] * image.shape[1] * image.shape[2] for image in images_of(arrays))
+    kernel = arrays[2 if name.endswith("grad_weight") else 1]  # (x, weight, y) or (x, dy, dweight)
+    pixels = min(math.prod(image.shape[:3]) for image in arrays if image.ndim == 4 and image is not kernel)
     return 2.0 * pixels * kernel.size
-
-
-def is_weight(array: Array) -> bool:
-    """Whether an array of a call is a convolution's weight, and not images (which are larger than 3 x 3 here)."""
-    return bool(array.ndim == 4 and array.shape[0] == array.shape[1] <= 3)
-
-
-def images_of(arrays: list[Array]) -> list[Array]:
-    return [array for array in arrays if array.ndim == 4 and not is_weight(array)]
 
 
 def count(net: UNet, size: int, batch: int, precision: str) -> list[tuple[str, float, float]]:

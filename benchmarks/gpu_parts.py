@@ -27,7 +27,7 @@ from benchmarks import gpu_model
 from minunet import engines, training
 from minunet.backend import Array, resolve_device, to_device, to_numpy
 from minunet.durable import json_text, write_text
-from minunet.engines.cuda.engine import choose_kernels, why_no_kernels
+from minunet.engines.cuda.engine import choose_kernels
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.layers import map_arrays
@@ -178,7 +178,18 @@ def correctness(machine: Machine, options: argparse.Namespace, note: Callable[[s
         return
     existing = [name for name in TESTS if (ROOT / name).exists()]
     side_by_side = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *existing]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        *side_by_side,
+        *existing,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CUPY_TF32": "0"})
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -323,16 +334,10 @@ def conv_layer(
 
 
 def kernels_for(machine: Machine, precision: str) -> list[SpecificationKernels]:
-    """What minunet has for a precision, the engine's choice first: its own kernels, and large matrix products."""
+    """What minunet has for a precision, the engine's choice first."""
     chosen = choose_kernels(machine.xp, precision)
-    others: list[SpecificationKernels] = []
-    if chosen.name != "row3" and precision != "bf16":
-        others.append(Row3Kernels(machine.xp, precision))
-    elif chosen.name == "row3" and why_no_kernels() is None:
-        from minunet.engines.cuda.kernels import CupyKernels
-
-        others.append(CupyKernels(precision))
-    return [chosen, *others]
+    slower = chosen.name != "row3" and precision == "float32"
+    return [chosen, Row3Kernels(machine.xp, precision)] if slower else [chosen]
 
 
 def add_ours(
@@ -503,6 +508,52 @@ def their_step(
     return call
 
 
+# --- Bulk copies ----------------------------------------------------------------------------------------------------
+
+
+def bulk(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
+    """Convolutions whose weights come by bulk copies beside those of the engine: are they the same, are they faster?"""
+    kernels = choose_kernels(machine.xp, options.precision[0])
+    if not getattr(getattr(kernels, "device", None), "hopper", False):
+        note("bulk copies", "this GPU has none: they need compute capability 9.0")
+        return
+    for precision in options.precision:
+        for name, size, in_channels, out_channels in conv_shapes(options.width, options.size):
+            shape = (options.batch[0], size, in_channels, out_channels)
+            label = f"{precision}, {name}, {size} x {size}, {in_channels} to {out_channels}"
+            note(label, failing(partial(bulk_layer, machine, options, precision, *shape)))
+            machine.free()
+
+
+def bulk_layer(
+    machine: Machine,
+    options: argparse.Namespace,
+    precision: str,
+    n: int,
+    size: int,
+    in_channels: int,
+    out_channels: int,
+) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((n, size, size, in_channels), dtype=np.float32)
+    weight = machine.put(draw.standard_normal((3, 3, in_channels, out_channels), dtype=np.float32) / 100)
+    results, calls = [], {}
+    for name in ("copies", "bulk copies"):
+        kernels: Any = choose_kernels(machine.xp, precision)
+        kernels.bulk = name == "bulk copies"
+        images = machine.xp.empty(x.shape, dtype=kernels.dtype)
+        kernels.store(images, machine.put(x))
+        y = machine.xp.empty((n, size, size, out_channels), dtype=kernels.dtype)
+        kernels.prepare_weights({"w": weight})
+        kernels.conv3x3(images, weight, y)
+        results.append(to_numpy(y).tobytes())
+        calls[name] = partial(kernels.conv3x3, images, weight, y)
+    seconds = take_turns(machine, calls, options.rounds, 5)
+    flop = 2 * 9 * n * size * size * in_channels * out_channels
+    rates = {name: flop / statistics.median(times) / 1e12 for name, times in seconds.items()}
+    return {**rates, "ratio": ratio(seconds["bulk copies"], seconds["copies"]), "same bits": results[0] == results[1]}
+
+
 # --- Where a step's time goes ---------------------------------------------------------------------------------------
 
 
@@ -588,7 +639,7 @@ def profile_step(
     typical = [statistics.median(times) for times in zip(*rounds[2:], strict=True)]
     kinds: dict[str, dict[str, float]] = {}
     for (name, arrays), ms in zip(names, typical, strict=True):
-        side = max((image.shape[1] for image in gpu_model.images_of(arrays)), default=0)
+        side = max((array.shape[1] for array in arrays if array.ndim == 4), default=0)
         for kind in (name, f"{name}, {side} pixels"):
             entry = kinds.setdefault(kind, {"calls": 0, "ms": 0.0, "floor": 0.0})
             entry["calls"] += 1
@@ -651,5 +702,6 @@ PARTS: dict[str, Callable[[Machine, argparse.Namespace, Callable[[str, Any], Non
     "layers": layers,
     "step": step,
     "profile": profile,
+    "bulk": bulk,
     "reference": reference,
 }

@@ -21,7 +21,8 @@ def bench(*arguments, cwd):
 
 
 def test_a_dry_run_writes_its_report(tmp_path):
-    parts = ["--part", "correctness", "--part", "ceilings", "--part", "step"]
+    names = ["correctness", "ceilings", "step", "profile", "bulk"]
+    parts = [word for name in names for word in ("--part", name)]
     done = bench("--dry-run", *parts, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "out" / "report.md").read_text()
@@ -30,10 +31,11 @@ def test_a_dry_run_writes_its_report(tmp_path):
     assert "| passed |" in report
     assert "minunet, cuda, float32, row3" in report
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(found) == ["correctness", "ceilings", "step"]
+    assert list(found) == names
+    assert {"conv3x3", "conv3x3, 16 pixels", "adamw"} < found["profile"]["float32"]["kinds"].keys()
     assert found["correctness"]["engine, float32"]["gradients"] < 1e-5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["correctness.json", "ceilings.json", "step.json", "report.md", "report.json"]
+        [f"{name}.json" for name in names] + ["report.md", "report.json"]
     )
 
 
@@ -60,7 +62,7 @@ def test_wrong_flags_are_refused(arguments, word):
 
 def test_parts_and_their_defaults():
     options = gpu.parse([])
-    assert options.part == ["correctness", "ceilings", "layers", "step", "profile"]
+    assert options.part == ["correctness", "ceilings", "layers", "step", "profile", "bulk"]
     assert sum(gpu.PARTS[part] for part in options.part) <= 600
     assert (options.batch, options.size, options.precision) == ([16, 32], 224, ["tf32", "bf16"])
     assert gpu.without_parts(["--part", "step", "--part=layers", "--rounds", "3"]) == ["--rounds", "3"]
@@ -115,6 +117,23 @@ RESULTS = {
         },
         "bf16, batch 32": {"error": "OutOfMemoryError: too much"},
     },
+    "profile": {
+        "batch": 16,
+        "ceilings": {"copy": 4.28},
+        "tf32": {
+            "step, ms": 41.0,
+            "calls, ms": 40.0,
+            "kinds": {
+                "conv3x3": {"calls": 18, "ms": 8.5, "floor": 2.9},
+                "conv3x3, 224 pixels": {"calls": 4, "ms": 2.5, "floor": 0.7},
+            },
+        },
+        "bf16": {"error": "ValueError: no"},
+    },
+    "bulk": {
+        "tf32, up1": {"copies": 170.0, "bulk copies": 230.0, "ratio": [1.35, 1.3, 1.4], "same bits": True},
+        "tf32, up2": {"error": "RuntimeError: no"},
+    },
 }
 
 
@@ -131,6 +150,12 @@ def test_the_report_says_what_was_found_and_what_failed():
         "| 20.0 | 589 (50%) |  | 3.40 |  |",
         "| 30.0 | 393 (33%) | 1.50 (1.40 to 1.60) | 6.80 | 0.50 |",
         "| bf16, batch 32 | OutOfMemoryError: too much |",
+        "tf32: a step of 41.00 ms; the kernels take 40.00 ms of it.",
+        "| conv3x3 | 18 | 8.50 | 2.90 |",
+        "| conv3x3, 224 pixels | 4 | 2.50 | 0.70 |",
+        "bf16: ValueError: no",
+        "| tf32, up1 | 170 | 230 | 1.35 | yes |",
+        "RuntimeError: no",
     ):
         assert words in report
     widths = {line.count("|") for line in report.splitlines() if line.startswith("| tf32, batch 16")}

@@ -70,8 +70,8 @@ def why_no_kernels() -> str | None:
 
 
 def choose_kernels(xp: ModuleType, precision: str) -> SpecificationKernels:
-    """The engine's own kernels for tf32 and bf16, where they load; else, and in float32, large matrix products."""
-    if precision != "float32" and why_no_kernels() is None:
+    """The engine's own kernels where they load, else, but for bf16, large matrix products."""
+    if why_no_kernels() is None:
         from minunet.engines.cuda.kernels import CupyKernels
 
         made: SpecificationKernels = CupyKernels(precision)
