@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_parts, gpu_report
+from benchmarks import gpu, gpu_parts, gpu_report, gpu_stages
+from minunet.engines.cuda.kernels import FOLDER
 from minunet.errors import UserError
 
 SCRIPT = Path(gpu.__file__)
@@ -181,3 +182,18 @@ def test_a_measurement_that_fails_costs_only_itself():
         raise RuntimeError("first line\nsecond")
 
     assert gpu_parts.failing(fail) == {"error": "RuntimeError: first line"}
+
+
+def test_what_is_left_out_of_a_kernel_is_there():
+    for changes in gpu_stages.STAGES.values():
+        for file, old, new in changes:
+            assert (FOLDER / file).read_text(encoding="utf-8").count(old) == 1
+            assert old != new
+
+
+def test_stages_without_a_gpu(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, gpu_stages.__file__]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: --device cuda")

@@ -6,6 +6,7 @@ blocks run at a time; a kernel that needs more registers than it may have spills
 
 import pytest
 
+from benchmarks import gpu_stages
 from minunet.engines.cuda.kernels import BULK_TILES, PROGRAMS, TILES, WGMMA_SUMMING, WGMMA_TILES
 from tests.cuda.nvrtc import compile_program, library
 
@@ -77,6 +78,14 @@ def test_kernels_compile_and_fit(program, architecture, precision):
 def test_float32_as_three_products_compiles(program):
     for kernel in compile_program(program, "float32", "sm_90").values():
         assert kernel.spilled_bytes == kernel.stack_bytes == 0
+
+
+def test_with_a_stage_left_out_the_kernels_still_compile(monkeypatch):
+    """What benchmarks/gpu_stages.py changes."""
+    for changes in gpu_stages.STAGES.values():
+        monkeypatch.setattr("tests.cuda.nvrtc.source", gpu_stages.changed(changes))
+        compile_program("wgmma_128", "bf16", "sm_90")
+        compile_program("grad_weight_3x3", "bf16", "sm_90")
 
 
 def test_blocks_share_a_multiprocessor():

@@ -2,7 +2,7 @@
 
 A method checks shapes, chooses tiles and launches; the arithmetic is in the ``.cu`` file that it names. The launching
 itself is a device's: CuPy's here (:class:`CupyKernels`), the emulator's in tests/cuda, so that the tests run this very
-code without a GPU. The kernels have been emulated and compiled; they have not yet run on a GPU.
+code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
 """
 
 import hashlib
