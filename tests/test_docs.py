@@ -4,12 +4,14 @@ import ast
 import doctest
 import importlib.util
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from minunet import ops
@@ -197,6 +199,61 @@ def test_a_changed_line_is_noticed():
     assert not quoted("y = 3 * x\nreturn y", lines)
     assert not quoted("return y\n...\ny = 2 * x", lines)
     assert not quoted("y = 2 * x\n    return y", lines)
+
+
+# --- worked by hand ---------------------------------------------------------------------------------------------------
+
+SIDE = r"(?:[\d(\-s][\d.+\-*/() sqrt]*[\d)]|\d)"
+SUM = re.compile(rf"(?<![\w.,^_{{)]){SIDE}(?: = {SIDE})+(?![\w^_{{*/+)])")
+
+
+def sums(text: str) -> Iterator[list[str]]:
+    """The sides of all equations between plain numbers, such as 3 · (1/4) = 0.75, as Python would read them."""
+    text = re.sub(r"\\sqrt ?(\d+)|\\sqrt\{([^{}]*)\}", r"sqrt(\1\2)", without_blocks(text))
+    text = text.replace(r"\cdot", "*").replace("·", "*").replace("−", "-").replace("$", " $ ")
+    for found in SUM.finditer(text):
+        whole = not re.search(r"[-+*/] *$", text[: found.start()])  # else it is the end of something with letters
+        if whole and found[0].count("(") == found[0].count(")"):
+            yield found[0].split(" = ")
+
+
+def adds_up(sides: list[str]) -> bool:
+    """Whether the sides are equal, to as many digits as the last one shows if it is a decimal fraction."""
+    values = [eval(side, {"sqrt": math.sqrt}) for side in sides]
+    digits = len(sides[-1].partition(".")[2]) if re.fullmatch(r"-?[\d.]+", sides[-1]) else 12
+    return max(values) - min(values) <= 0.51 * 10**-digits
+
+
+def test_what_is_worked_out_in_the_text_adds_up():
+    found = [(page_id(page), sides) for page in PAGES for sides in sums(page.read_text())]
+    assert len(found) > 45
+    assert not [(page, " = ".join(sides)) for page, sides in found if not adds_up(sides)]
+    assert [adds_up(*sums(text)) for text in (r"$2 \cdot (-4) = -8$", "4/13 = 0.308", "4/13 = 0.309")] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_the_convolution_by_hand_is_what_the_op_computes():
+    """The grids of docs/derivations/conv2d.md: x, kernel, y and dy, then the windows times dy and their sum."""
+    page = (ROOT / "docs" / "derivations" / "conv2d.md").read_text()
+    drawn = [block.text for block in fenced_blocks(page) if block.language == "text"]
+    grids, windows = ([re.findall(r"-?\d+", line) for line in text.splitlines()[1:]] for text in drawn)
+    x = np.array([row[:5] for row in grids], dtype=float)
+    kernel, y, dy = (np.array([row[5:] for row in grids[:3]], dtype=float)[:, 3 * k : 3 * k + 3] for k in range(3))
+    assert not x[0].any()
+    assert not x[:, -1].any()  # the border
+    found, cache = ops.conv2d_forward(x[None, 1:-1, 1:-1, None], kernel[:, :, None, None], np.zeros(1))
+    np.testing.assert_array_equal(found[0, :, :, 0], y)
+    _, dweight, _ = ops.conv2d_backward(dy[None, :, :, None], cache)
+    middle = windows[1]  # the row with the factors: 1 *, + 2 *, - 1 *
+    assert middle[::4][:3] == ["1", "2", "1"]
+    rows = [windows[0], [number for k, number in enumerate(middle) if k not in (0, 4, 8)], windows[2]]
+    tiles = np.array(rows, dtype=float).reshape(3, 4, 3).swapaxes(0, 1)
+    for tile, (i, j) in zip(tiles, np.argwhere(dy), strict=False):
+        np.testing.assert_array_equal(tile, x[i : i + 3, j : j + 3])
+    np.testing.assert_array_equal(tiles[3], dweight[:, :, 0, 0])
 
 
 # --- the tour ---------------------------------------------------------------------------------------------------------
