@@ -48,6 +48,24 @@ def mathml(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+class JoinedFormulas(SphinxTransform):
+    """Holds a formula and the comma after it together: else the comma may begin the next line."""
+
+    default_priority = 500
+
+    def apply(self, **_: Any) -> None:
+        """Put both into an element of the class ``joined``, within which no line ends (static/minunet.css)."""
+        for node in list(self.document.findall(nodes.math)):
+            parent = node.parent
+            place = parent.index(node)
+            after = parent[place + 1].astext() if place + 1 < len(parent) else ""
+            if (mark := re.match(r"[,.;:)?!]+", after)) and isinstance(parent[place + 1], nodes.Text):
+                parent[place + 1] = nodes.Text(after[mark.end() :])
+                joined = nodes.inline("", "", classes=["joined"])
+                parent[place] = joined
+                joined += [node, nodes.Text(mark[0])]
+
+
 # --- links into the repository ----------------------------------------------------------------------------------------
 
 SOURCES = ("minunet", "examples", "tests", "benchmarks", "docs/exercises", "docs/figures", "docs/notebook")
@@ -272,6 +290,7 @@ def copy_interactive(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.add_html_math_renderer("latex2mathml", (mathml, None), (mathml, None))
+    app.add_transform(JoinedFormulas)
     app.add_transform(LinkedPictures)
     app.add_transform(RepositoryLinks)
     app.connect("source-read", expanded)

@@ -156,7 +156,7 @@ def draw_still() -> Figure:
         for name in ("x", "dx"):
             style.frame(ax, LEFT[name], top[name], slice(i, i + 1), slice(j, j + 1), color, cell=CELL, inset=inset)
         for name in ("y", "dy"):
-            style.frame(ax, LEFT[name], top[name], *patch(i, j), color, cell=CELL, inset=inset)
+            style.frame(ax, LEFT[name], top[name], *patch(i, j), color, cell=CELL, inset=0.04)
     _signs(ax, top)
     for row, line in enumerate(_sums(result)):
         ax.text(0.35, 1.6 - 0.27 * row, line, fontsize=9.5)

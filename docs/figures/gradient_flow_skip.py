@@ -1,7 +1,7 @@
 """gradient_flow_skip.png: how a gradient is split at the concat, crosses over, and is added at the skip.
 
 The arrays are those of one backward pass (that of backward_graph.png, without dropout): at level 1 of a small U-Net,
-the gradients of one channel, of the 4 x 4 pixels where they are largest. Units are 1e-5 of the loss a unit of
+the gradients of one channel, of 4 x 4 pixels where they are large. Units are 1e-5 of the loss a unit of
 feature.
 """
 
@@ -46,10 +46,16 @@ def compute() -> Gradients:
 
 
 def crop(gradients: Gradients) -> tuple[slice, slice, int]:
-    """Rows, columns and channel of image 0 where pool and skip both say most; on the grid of the pool's windows."""
+    """Rows, columns and channel of image 0 where pool and skip both say much; on the grid of the pool's windows.
+
+    Of such places the first at which the rounded numbers that are shown add up, as a reader will check, and fit.
+    """
     # Product of the two sums of magnitudes over each block of 4 x 4: large only where both are.
-    sums = [abs(g[0]).reshape(4, 4, 4, 4, -1).sum(axis=(1, 3)) for g in (gradients.dskip, gradients.dpool)]
-    i, j, channel = np.unravel_index((sums[0] * sums[1]).argmax(), sums[0].shape)
+    blocks = [g[0].reshape(4, 4, 4, 4, -1).swapaxes(1, 2) for g in (gradients.dskip, gradients.dpool, gradients.total)]
+    sums = [abs(block).sum(axis=(2, 3)) for block in blocks[:2]]
+    shown = [(block / UNIT).round() for block in blocks]
+    good = ((shown[0] + shown[1] == shown[2]) & (abs(shown[2]) < 1000)).all(axis=(2, 3))
+    i, j, channel = np.unravel_index((sums[0] * sums[1] * good).argmax(), good.shape)
     return slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4), int(channel)
 
 
