@@ -11,6 +11,7 @@ and the checkpoints best.npz and last.npz, which examples/predict.py takes.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ def main(arguments: list[str]) -> None:
                 progress_bar=not options.quiet,
             )
         if not progress.finished:
-            print(f"stopped in epoch {progress.epoch + 1}; go on with: {sys.argv[0]} --resume {folder}")
+            again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+            print(f"stopped in epoch {progress.epoch + 1}; go on with: {again}")
         stop.exit_if_requested()
 
         write_curves(folder, progress.history, progress.best_epoch)

@@ -117,13 +117,18 @@ class Summary:
                 total_line,
                 "",
                 f"parameters   {self.parameters:,}",
-                f"forward      {self.flops / 1e9:,.2f} GFLOP for the batch, a multiply-add counted as 2",
-                f"training     {self.training_flops / 1e9:,.2f} GFLOP a step, about",
+                f"forward      {_flop(self.flops)} for the batch, a multiply-add counted as 2",
+                f"training     {_flop(self.training_flops)} a step, about",
                 f"activations  {self.activation_bytes / 1e6:,.1f} MB: the outputs of all layers",
                 f"field        each pixel of the prediction depends on at most {self.receptive_field} x "
                 f"{self.receptive_field} pixels of the image",
             ]
         )
+
+
+def _flop(count: int) -> str:
+    unit, size = ("GFLOP", 1e9) if count >= 1e8 else ("MFLOP", 1e6)
+    return f"{count / size:,.2f} {unit}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 // Convolution on tensor cores: 3x3, its gradient with respect to the input, transposed convolution and its. One kernel.
 //
 // Specification: minunet.ops conv2d_forward (stride 1, "same", no bias), conv2d_backward[0], conv_transpose2d_forward
-// and conv_transpose2d_backward[0] (kernel 2 or 3, stride 2, "same"); and a 1x1 convolution, forward.
+// and conv_transpose2d_backward[0] (kernel 2 or 3, stride 2, "same").
 //
 // Idea. A block makes a tile of the result, PIXELS pixels (a small rectangle) x CHANNELS channels, as a sum of matrix
 // products, one for each kernel tap and each panel of 64 bytes of input channels:

@@ -64,7 +64,7 @@ struct Axis {
 };
 
 __device__ __forceinline__ Axis axis_of(int direction, int kernel, int parity) {
-    if (direction == FORWARD) return kernel == 1 ? Axis{0, 1, 0, 0} : Axis{-1, 3, 1, 1};
+    if (direction == FORWARD) return {-1, 3, 1, 1};
     if (direction == GRAD_INPUT) return {-1, 3, 1, -1};  // the flipped kernel
     if (parity == 1) return {0, 1, 1, 0};
     if (direction == UP) return kernel == 3 ? Axis{-1, 2, 0, -2} : Axis{0, 1, 0, 0};
@@ -78,7 +78,7 @@ struct Tap {
     bool first;
 };
 
-// Fills taps[], by one thread, and returns how many there are: one of nine, of all sources, class after class.
+// Fills taps[], by one thread, and returns how many there are, at most nine: those of one patch together.
 __device__ __forceinline__ int plan_taps(const Convolution& c, int parity, Tap* taps) {
     int count = 0;
     for (int source = 0; source < c.in_step() * c.in_step(); ++source) {
@@ -96,8 +96,8 @@ __device__ __forceinline__ int plan_taps(const Convolution& c, int parity, Tap* 
 }
 
 // pixel_of[p]: where pixel p of the patch lies in x; -1: nowhere, it is a zero. Images lie stacked, with one row of
-// zeros between them, so that a tile may cover parts of two: row R of the stack is row R % (H + 1) of image R / (H +
-// 1).
+// zeros between them, so that a tile may cover parts of two: row R of the stack is row R % (H + 1) of image
+// R / (H + 1).
 __device__ __forceinline__ void locate_patch(const Convolution& c, const Tile& tile, int* pixel_of) {
     const int columns = c.patch_columns(), pixels = c.patch_pixels(), step = c.in_step();
     for (int p = threadIdx.x; p < pixels; p += THREADS) {
@@ -108,8 +108,7 @@ __device__ __forceinline__ void locate_patch(const Convolution& c, const Tile& t
     }
 }
 
-// How many elements of the weights lie before those of a tap and panel and this tile's channels, of 16 bytes number
-// `part`.
+// How many elements of the weights lie before 16 bytes, number `part` of a panel, of a tap and this tile's channels.
 __device__ __forceinline__ size_t weight_place(const Convolution& c, const Tile& tile, const Tap& tap, int panel,
                                                int part) {
     return ((static_cast<size_t>(tap.weight) * c.panels() + panel) * 4 + part) * c.out_channels * ELEMENTS +

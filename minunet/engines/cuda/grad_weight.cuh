@@ -42,11 +42,11 @@ __device__ __forceinline__ Share share_of(const Product& p) {
     s.first_tile = static_cast<int>(tiles * s.split / p.splits);
     s.last_tile = static_cast<int>(tiles * (s.split + 1) / p.splits);
     s.step = s.spacing = p.transposed ? 2 : 1;
-    s.first = p.transposed || p.kernel == 1 ? 0 : -1;
+    s.first = p.transposed ? 0 : -1;
     s.start_row = p.transposed ? s.parity / 2 : 0;
     s.start_column = p.transposed ? s.parity % 2 : 0;
-    s.tap_rows = !p.transposed ? p.kernel : s.start_row ? 1 : p.kernel - 1;
-    s.tap_columns = !p.transposed ? p.kernel : s.start_column ? 1 : p.kernel - 1;
+    s.tap_rows = !p.transposed ? 3 : s.start_row ? 1 : p.kernel - 1;
+    s.tap_columns = !p.transposed ? 3 : s.start_column ? 1 : p.kernel - 1;
     return s;
 }
 
