@@ -127,14 +127,15 @@ class TeamAdamW(BlockAdamW):
         self.first_moment = {name: shared[f"first_moment:{name}"] for name in parameters}
         self.second_moment = {name: shared[f"second_moment:{name}"] for name in parameters}
         super()._cut_up()
-        team.run(["adamw", "configure", self.betas, self.eps, self.weight_decay, sorted(self.no_decay)])
+        betas, eps, decay = [float(beta) for beta in self.betas], float(self.eps), float(self.weight_decay)
+        team.run(["adamw", "configure", betas, eps, decay, sorted(self.no_decay)])
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
         """As :meth:`minunet.optim.AdamW.step`; of gradients that are not the engine's, by this process alone."""
         if self.team.closed or not same_arrays(grads, self.grads):
             super().step(grads, lr)
             return
-        self.team.run(["adamw", "step", self.steps, self.lr if lr is None else lr])
+        self.team.run(["adamw", "step", self.steps, float(self.lr if lr is None else lr)])
         self.steps += 1
 
 

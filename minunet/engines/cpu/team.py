@@ -45,7 +45,7 @@ from minunet.engines.cpu.member import LOOK_AROUND, Member, PeerGone, memory_siz
 from minunet.errors import UserError
 
 MOST = 64  # workers: a barrier looks at every other rank
-_GRACE = 2.0  # seconds in which a worker leaves by itself
+_GRACE = 10.0  # seconds in which a worker leaves by itself, on a busy machine too
 _ENDING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _BLAS_THREADS = (
     "OPENBLAS_NUM_THREADS",
