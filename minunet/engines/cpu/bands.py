@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from minunet.engines.cpu.chunks import Chunk
-from minunet.engines.cpu.norm import ChannelSums, Norm, NormBackward, Relu
+from minunet.engines.cpu.norm import ChannelRow, ChannelSums, Norm, NormBackward, Relu, with_row
 
 
 class Source(Protocol):
@@ -77,10 +77,15 @@ class Concat:
 
 
 class Gradient:
-    """The gradient of a convolution's output z, from the gradient ``g`` behind its batch norm and ReLU."""
+    """The gradient of a convolution's output z, from the gradient ``g`` behind its batch norm and ReLU.
 
-    def __init__(self, g: np.ndarray, z: np.ndarray, backward: NormBackward, room: np.ndarray) -> None:
-        self.g, self.z, self.backward, self.room = g, z, backward, room
+    It leaves out the norm's slope, unless ``scale`` has it.
+    """
+
+    def __init__(
+        self, g: np.ndarray, z: np.ndarray, backward: NormBackward, room: np.ndarray, scale: ChannelRow | None
+    ) -> None:
+        self.g, self.z, self.backward, self.room, self.scale = g, z, backward, room, scale
 
     def prepare(self) -> None:
         self.backward.prepare()
@@ -88,6 +93,8 @@ class Gradient:
     def __call__(self, image: int, first: int, last: int, out: np.ndarray) -> None:
         z = self.z[image, first:last]
         self.backward(self.g[image, first:last], z, carve(self.room, z.shape), out)
+        if self.scale:
+            with_row(np.multiply, out, self.scale, out)
 
 
 class Band:

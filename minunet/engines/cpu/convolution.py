@@ -13,7 +13,7 @@ import numpy as np
 from minunet.engines.cpu import rows, tiles
 from minunet.engines.cpu.bands import Band, carve, rows_of
 from minunet.engines.cpu.chunks import Chunk, Cut
-from minunet.engines.cpu.norm import ChannelSums
+from minunet.engines.cpu.norm import ChannelRow, ChannelSums
 from minunet.engines.cpu.plan import Unit
 from minunet.engines.cpu.work import Work
 
@@ -139,7 +139,11 @@ class ConvBackward:
         shape = (self.pieces.images, self.pieces.rows + 2, unit.width)
         x, dz = work.take(*shape, unit.c_in), work.take(*shape, unit.c_out)
         pixels = x.size // unit.c_in
-        self.dz = Band(dz, unit.height, work.gradient(unit, pixels))
+        # The scale that the gradient leaves out goes where there are fewer values: to the filters, or to the gradient.
+        few_pixels = work.max_images * unit.height * unit.width < 36 * unit.c_in
+        gradient_is_less = few_pixels and unit.method == "tiles" and unit.source != "image"
+        self.scale = ChannelRow(unit.width, unit.c_out, work.scratch, work.dtype) if gradient_is_less else None
+        self.dz = Band(dz, unit.height, work.gradient(unit, pixels, self.scale))
         self.x = Band(x, unit.height, work.source(unit, pixels))
         self.x_planes = work.take(*calls.planes_shape(unit.c_in, together))
         self.dz_planes = work.take(*calls.planes_shape(unit.c_out, together))
@@ -155,7 +159,7 @@ class ConvBackward:
         widest = min(fit, unit.c_in)
         self.dfilters = work.take(prod(method.filters_shape(widest, unit.c_out)))
         self.part = work.take(9 * widest * unit.c_out)
-        self.dweight = work.take(3, 3, unit.c_in, unit.c_out)
+        self.dweight = work.partial_gradient(f"{unit.conv}.weight")
         self.multiply_filters = []
         for block in self.blocks:
             dfilters = carve(self.dfilters, method.filters_shape(block.stop - block.start, unit.c_out))
@@ -164,7 +168,7 @@ class ConvBackward:
         if self.target is not None:
             self.flipped_planes, sums = (work.take(*calls.planes_shape(c)) for c in (unit.c_out, unit.c_in))
             self.shared_filters = work.arrays[f"flipped:{unit.conv}"]
-            self.filters = work.take(*self.shared_filters.shape)
+            self.filters = self.shared_filters if self.scale else work.take(*self.shared_filters.shape)
             self.into_planes = calls.input_transform(dz, self.flipped_planes)
             self.multiply = calls.products(self.flipped_planes, self.filters, sums)
             self.out_of_planes = calls.output_transform(sums)
@@ -181,7 +185,10 @@ class ConvBackward:
             self.target.prepare()
             self.flipped_planes.fill(0)
             scale = self.work.output_scale(self.unit) * self.work.dtype.type(self.work.dropout_scale(self.unit))
-            scaled(self.shared_filters, scale, self.filters)
+            if self.scale:
+                self.scale.set(scale)
+            else:
+                scaled(self.shared_filters, scale, self.filters)
         waiting = 0
         for chunk in self.work.chunks(self.pieces):
             self.dz.load(chunk)
@@ -219,5 +226,7 @@ class ConvBackward:
     def _store_filters(self) -> None:
         """The gradient of the weight, with the factors that source and gradient left out."""
         self.dweight *= self.work.input_scale(self.unit)[:, None]
-        self.dweight *= self.work.output_scale(self.unit)
-        self.work.partial_gradient(f"{self.unit.conv}.weight")[...] = self.dweight
+        if self.scale:
+            self.dweight *= 1 / self.work.dropout_scale(self.unit)
+        else:
+            self.dweight *= self.work.output_scale(self.unit)

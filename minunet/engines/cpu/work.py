@@ -19,7 +19,7 @@ from minunet.engines.cpu.bands import (
 from minunet.engines.cpu.buffers import Scratch
 from minunet.engines.cpu.chunks import Chunk, Cut, cut, share
 from minunet.engines.cpu.member import Member
-from minunet.engines.cpu.norm import ChannelSums, Norm, NormBackward, Relu
+from minunet.engines.cpu.norm import ChannelRow, ChannelSums, Norm, NormBackward, Relu
 from minunet.engines.cpu.plan import Description, Unit
 from minunet.engines.cpu.winograd import matrices
 
@@ -128,11 +128,11 @@ class Work:
         kept = arrays[f"kept_concat:{unit.of}"] if self.dropout else None
         return Concat(arrays[f"up:{unit.of}"], skip, kept, self.take(pixels * unit.c_in // 2))
 
-    def gradient(self, unit: Unit, pixels: int) -> Gradient:
-        """The gradient of the output of ``unit``'s convolution, for bands of so many pixels."""
+    def gradient(self, unit: Unit, pixels: int, scale: ChannelRow | None = None) -> Gradient:
+        """The gradient of the output of ``unit``'s convolution, for bands of so many pixels; and times ``scale``."""
         backward = NormBackward(self.norms[unit.conv], unit.width, unit.c_out, self.scratch)
         room = self.take(pixels * unit.c_out)
-        return Gradient(self.arrays[f"g:{unit.conv}"], self.arrays[f"z:{unit.conv}"], backward, room)
+        return Gradient(self.arrays[f"g:{unit.conv}"], self.arrays[f"z:{unit.conv}"], backward, room, scale)
 
     def target(self, unit: Unit, pixels: int) -> Target | None:
         """Where the gradient of what ``unit``'s convolution took up goes; None for the images."""
