@@ -15,6 +15,7 @@ from minunet.engines.cpu.work import Work
 
 POOL_BUDGET = 300_000  # bytes of the rows of the skip that are pooled at a time
 UP_BUDGET = 500_000  # bytes of the products of one chunk
+TURNED = 64  # channels of the weight that are laid out anew at a time, so that both sides fit the cache
 
 
 class PoolForward:
@@ -127,11 +128,12 @@ class UpForward:
         budget = up_budget(c_in, taps, self.c_out, work)
         self.pieces = work.cut(height, 1, row, budget)
         images, rows = self.pieces.images, self.pieces.rows
-        # One column more to the left, and in the planes one row more above, from which tap 2 comes.
+        # One column more to the left, from which tap 2 comes.
         self.padded, self.values = work.take(images, rows, width + 1, c_in), work.take(rows * width * c_in)
         self.source = work.activation(self.below)
         self.slope = ChannelRow(width, c_in, work.scratch, work.dtype)
-        self.planes = work.take(self.kernel, self.kernel, images, rows + 1, width + 1, self.c_out)
+        self.planes = work.take(taps, images, rows, width + 1, self.c_out)
+        self.above = work.take(self.kernel, images, 1, width + 1, self.c_out)
         self.bias = work.take(width, self.c_out)  # repeated, for long inner loops
         self.up = work.arrays[f"up:{level}"]
 
@@ -140,56 +142,57 @@ class UpForward:
         self.padded.fill(0)
         arrays, k, c_in, c_out = self.work.arrays, self.kernel, self.below.c_out, self.c_out
         self.slope.set(self.work.norms[self.below.conv].input_slope)
-        weight = arrays[f"net:up{self.level}.up.weight"].reshape(k, k, 1, c_in, c_out)
+        weight = arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
         self.bias[...] = arrays[f"net:up{self.level}.up.bias"]
         follows = None  # the image and row at which a chunk would continue the last one
         for chunk in self.work.chunks(self.pieces):
             n, rows = chunk.images, chunk.rows
+            planes = carve(self.planes, (k, k, n, rows, self.below.width + 1, c_out))
             if k == 3:
                 self._row_above(chunk, weight, follows == (chunk.first_image, chunk.first_row))
             follows = chunk.first_image, chunk.first_row + rows
-            self._multiply(chunk, weight, self.planes[:, :, :n, 1 : 1 + rows])
-            own, above = self.planes[:, :, :n, 1 : 1 + rows, 1:], self.planes[:, :, :n, :rows, 1:]
+            self._multiply(chunk, weight, planes)
             first = 2 * chunk.first_row
             up = self.up[chunk.first_image : chunk.first_image + n, first : first + 2 * rows]
             out = up.reshape(n, rows, 2, self.below.width, 2, c_out)
             for row in (0, 1):
                 for column in (0, 1):
-                    total = own[row, column]
+                    total = planes[row, column, :, :, 1:]
                     if k == 3 and row == 0:
-                        np.add(total, above[2, column], out=total)
+                        self._add_above(total, planes[2, column, :, :, 1:], self.above[column, :n, :, 1:])
                     if k == 3 and column == 0:
-                        np.add(total, self.planes[row, 2, :n, 1 : 1 + rows, :-1], out=total)
+                        np.add(total, planes[row, 2, :, :, :-1], out=total)
                     if k == 3 and row == column == 0:
-                        np.add(total, self.planes[2, 2, :n, :rows, :-1], out=total)
+                        self._add_above(total, planes[2, 2, :, :, :-1], self.above[2, :n, :, :-1])
                     np.add(total, self.bias, out=total)
                     copy_pixels(total, out[:, :, row, :, column])
 
     def _multiply(self, chunk: Chunk, weight: np.ndarray, planes: np.ndarray) -> None:
-        """planes (taps, taps, images, rows, W + 1, C_out) <- the rows of ``chunk``, times ``weight``."""
+        """planes <- the rows of ``chunk`` times each tap of ``weight`` (taps, C_in, C_out)."""
         rows, width, c_in = chunk.rows, self.below.width, self.below.c_out
         values = carve(self.values, (rows, width, c_in))
-        padded = self.padded[: chunk.images, :rows]
+        padded = carve(self.padded, (chunk.images, rows, width + 1, c_in))
         for image, place in enumerate(padded, start=chunk.first_image):
             self.source(image, chunk.first_row, chunk.first_row + rows, values)
             with_row(np.multiply, values, self.slope, values)
             copy_pixels(values, place[:, 1:])
-        pixels = rows * (width + 1)
-        np.matmul(
-            padded.reshape(chunk.images, pixels, c_in),
-            weight,
-            out=planes.reshape(*planes.shape[:3], pixels, self.c_out),
-        )
+        np.matmul(padded.reshape(-1, c_in), weight, out=planes.reshape(len(weight), -1, self.c_out))
 
     def _row_above(self, chunk: Chunk, weight: np.ndarray, known: bool) -> None:
         """What tap 2 gives of the row above the chunk: zero at the top of an image."""
-        above = self.planes[2:, :, : chunk.images, :1]
-        if known:
-            above[...] = self.planes[2:, :, :1, -1:]
+        if known:  # from the last chunk, which had all the rows that a chunk can have
+            self.above[...] = self.planes[-3:, :, -1:]
         elif chunk.first_row:
-            self._multiply(chunk._replace(images=1, first_row=chunk.first_row - 1, rows=1), weight[2:], above)
+            before = chunk._replace(images=1, first_row=chunk.first_row - 1, rows=1)
+            self._multiply(before, weight[-3:], self.above[:, :1])
         else:
-            above.fill(0)
+            self.above.fill(0)
+
+    @staticmethod
+    def _add_above(total: np.ndarray, plane: np.ndarray, above: np.ndarray) -> None:
+        """total <- total + what the rows above have in ``plane``, the first of them in ``above``."""
+        np.add(total[:, 1:], plane[:, :-1], out=total[:, 1:])
+        np.add(total[:, :1], above, out=total[:, :1])
 
 
 class UpBackward:
@@ -219,7 +222,9 @@ class UpBackward:
     def run(self) -> None:
         k, c_in, c_out, width = self.kernel, self.below.c_out, self.c_out, self.below.width
         weight = self.work.arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
-        self.weight_t[...] = weight.swapaxes(1, 2)
+        for first in range(0, c_in, TURNED):
+            block = slice(first, first + TURNED)
+            self.weight_t[:, :, block] = weight[:, block].swapaxes(1, 2)
         weight_t = self.weight_t.reshape(k * k * c_out, c_in)
         self.relu.prepare()
         self.target.prepare()
@@ -234,8 +239,8 @@ class UpBackward:
             patches = self._patches(chunk)
             z = self.z[rows_of(chunk)]
             dx, values = carve(self.dx, z.shape), carve(self.values, z.shape)
-            columns = _divisor(width, SMALL // (k * k * c_out * c_in))
-            np.matmul(patches.reshape(-1, columns, k * k * c_out), weight_t, out=dx.reshape(-1, columns, c_in))
+            together = _divisor(width, SMALL // (k * k * c_out * c_in)) or len(dx.reshape(-1, c_in))
+            np.matmul(patches.reshape(-1, together, k * k * c_out), weight_t, out=dx.reshape(-1, together, c_in))
             self.relu(z, values)
             by_tap = patches.reshape(-1, k * k, c_out)
             for tap in range(k * k):
@@ -265,10 +270,10 @@ class UpBackward:
 
 
 def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` that is at most ``limit``; ``number`` itself if it would be too small to gain.
+    """The largest divisor of ``number`` that is at most ``limit``; 0 if it would be too small to gain.
 
-    >>> _divisor(112, 60), _divisor(112, 3)
-    (56, 112)
+    >>> _divisor(112, 60), _divisor(112, 10)
+    (56, 0)
     """
     best = max((d for d in range(1, number + 1) if number % d == 0 and d <= limit), default=1)
-    return best if best >= 8 else number
+    return best if best >= 16 else 0
