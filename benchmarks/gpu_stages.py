@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[Change, ...]] = {
     "no pixels": (("conv_wgmma.cu", "load_patch<PATCHERS>(", "if (rounded == 77) load_patch<PATCHERS>("),),
     "no products": (
         ("conv_wgmma.cu", "multiply_group<0>(sum[q]", "if (rounded == 77) multiply_group<0>(sum[q]"),
-        ("grad_weight_wgmma.cu", "if (TAPS == 3) {", "if (splits == 0) {"),
+        ("grad_weight_wgmma.cu", "multiply_group<1>(sum[v]", "if (blockDim.x == 77) multiply_group<1>(sum[v]"),
     ),
     "no result": (("conv_wgmma.cu", RESULT, RESULT.replace("write", "if (rounded == 77) write")),),
 }
@@ -80,7 +80,10 @@ extern "C" __global__ void __launch_bounds__(128 * NWG, 1)
 
 
 def changed(changes: Sequence[Change]) -> Callable[[str], str]:
-    """``engine_kernels.source`` with some texts replaced. Raises ValueError if a text is not there just once."""
+    """``engine_kernels.source`` with some texts replaced, in the files that have them.
+
+    Raises ValueError if a text is there more than once.
+    """
     original = engine_kernels.source
 
     def source(file: str, included: set[str] | None = None) -> str:

@@ -7,7 +7,6 @@ Nobody has to read an engine to understand minunet.
 """
 
 import argparse
-from functools import partial
 from importlib import import_module
 
 from minunet import memory
@@ -114,9 +113,10 @@ def unsupported(
 def step_bytes(device: str, choice: str, precision: str) -> memory.StepBytes:
     """The function that says how much memory a training step needs, see ``memory.training_bytes``."""
     module = import_module(ENGINES[device][0]) if choice == "auto" else None
-    if module is None or not hasattr(module, "step_bytes"):
+    if module is None or not hasattr(module, "step_bytes_here"):
         return memory.training_bytes
-    return partial(module.step_bytes, **_options(device, precision))
+    needed: memory.StepBytes = module.step_bytes_here(**_options(device, precision))
+    return needed
 
 
 def _options(device: str, precision: str) -> dict[str, str]:

@@ -46,6 +46,7 @@ class EmulatedDevice:
 
     def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = (), hopper: bool = False) -> None:
         self.precision, self.seed, self.patches, self.hopper = precision, seed, tuple(patches), hopper
+        self.shared_bytes = (227 if hopper else 99) * 1024
         self.row_conflicts: dict[str, int] = {}  # of each kernel: see emulator.h
 
     def address(self, array: np.ndarray) -> int:
@@ -54,6 +55,7 @@ class EmulatedDevice:
     def launch(
         self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
     ) -> None:
+        assert shared <= self.shared_bytes
         library = load(program, self.precision if PROGRAMS[program].precise else "float32", self.patches)
         roots = {id(root): root for root in map(_root, arguments) if root is not None}
         with _guarded(roots) as moved:

@@ -19,7 +19,7 @@
 // of four convolutions, one of each parity class of dy.
 //
 // This kernel runs on every GPU since 2020. It multiplies by mma.sync, whose factors pass through registers; on an H200
-// it reaches 95 TFLOP/s in TF32 and 180 in bf16, a quarter of what the tensor cores can do (benchmarks/results). Hopper
+// it reaches 97 TFLOP/s in TF32 and 180 in bf16, a quarter of what the tensor cores can do (docs/engines/gpu.md). Hopper
 // has an instruction that reads shared memory itself: conv_wgmma.cu.
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;  // each warp has 64 pixels x 8 FRAGMENTS_N channels (kernels.py)
 constexpr int PIXELS = 64 * WARPS_M, CHANNELS = 8 * FRAGMENTS_N * WARPS_N;
@@ -27,7 +27,7 @@ constexpr int STAGES = 3, PATCHES = 3;            // steps in shared memory: one
 constexpr int PATCH = PIXELS == 128 ? 180 : 340;  // (8 + 2) (16 + 2) pixels, or (32 + 2) (8 + 2)
 constexpr int PITCH = 64 + 16;  // bytes from row to row: with the 16, any 8 neighbouring rows fill all 32 banks
 constexpr int PATCH_BYTES = PATCH * PITCH, WEIGHT_BYTES = CHANNELS * PITCH;
-constexpr int RESULT_PITCH = CHANNELS + 8;  // floats from row to row of the result in shared memory
+constexpr int RESULT_PITCH = CHANNELS + 8;
 #include "conv.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -83,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int weight_row = (warp_n * 8 * FRAGMENTS_N + lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 16;
 
     float sum[4][FRAGMENTS_N][4] = {};
+    static_assert(STAGES == 3, "two steps on their way");
     int places[2];    // of the steps under way: where the tap begins in the patches
     __syncthreads();  // pixel_of and taps are complete
 #pragma unroll

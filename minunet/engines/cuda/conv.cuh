@@ -1,7 +1,7 @@
 // What the two convolution kernels share: which taps there are, what is loaded for a step, and how a tile is written.
 //
-// Before it is included stand: THREADS of a block, PIXELS and CHANNELS of its tile, PATCH (pixels of the largest
-// patch), PATCHES and STAGES (how many patches and tiles of weights shared memory has room for), and RESULT_PITCH.
+// Before it is included stand: THREADS of a block, PIXELS and CHANNELS of its tile, and RESULT_PITCH, the floats from
+// row to row of the result in shared memory.
 #pragma once
 #include "element.cuh"
 
@@ -117,7 +117,8 @@ __device__ __forceinline__ size_t weight_place(const Convolution& c, const Tile&
 
 // Begins to copy a patch, 16 bytes at a time: done by WORKERS threads, of which this is number `worker`. The places of
 // eight pixels are read together, before the copies of all eight: what costs is that one instruction waits for the
-// other. patch_part(pixel, part): where the 16 bytes go in shared memory. aligned: see fetch (element.cuh).
+// other. patch_part(pixel, part): where the 16 bytes go in shared memory. aligned: whether all places are multiples
+// of 16.
 template <int WORKERS, class PatchPart>
 __device__ __forceinline__ void load_patch(const Convolution& c, int panel, const Tap& tap, const int* pixel_of,
                                            bool aligned, int worker, PatchPart patch_part) {
@@ -133,8 +134,8 @@ __device__ __forceinline__ void load_patch(const Convolution& c, int panel, cons
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k)
                 if (first + k * STRIDE < pixels)
-                    fetch(patch_part(first + k * STRIDE, part),
-                          from + static_cast<size_t>(max(place[k], 0)) * c.x_pitch, place[k] < 0 ? 0 : count, false);
+                    copy_one_by_one(patch_part(first + k * STRIDE, part),
+                                    from + static_cast<size_t>(max(place[k], 0)) * c.x_pitch, place[k] < 0 ? 0 : count);
             continue;
         }
 #pragma unroll
@@ -195,7 +196,7 @@ __device__ __forceinline__ void write_result(const Convolution& c, const Tile& t
     }
 }
 
-// Over how many threads the pixels of a channel are shared: as many as divide them, of those that there are.
+// Over how many threads the pixels of a channel are shared: the largest power of two for which there are threads.
 __host__ __device__ constexpr int statistics_shares() {
     int shares = 1;
     while (2 * shares * CHANNELS <= THREADS) shares *= 2;

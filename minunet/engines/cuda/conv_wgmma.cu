@@ -15,22 +15,22 @@
 //
 // BULK brings the weights by bulk copies (bulk.cuh) instead: the copies are what limits this kernel (below).
 //
-// Cost against the roofline (bf16): a step of a block, 256 x 128 x 32 products, takes the tensor cores 512 cycles;
-// shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Measured on an H200, 112 x 112 pixels, 128
-// to 128 channels, batch 16: 281 TFLOP/s in bf16, 175 in TF32, where mma.sync reached 180 and 97; without any copies
-// 532. So it is the copies, and of these not their bytes (1.4 TB/s of the L2 cache's 5.5): each 16 bytes take about 2.7
-// cycles, and there are 663 for a step.
+// Cost against the roofline (bf16): a step of a block, 256 x 128 x 32 products, takes the tensor cores 512 cycles; shared
+// memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Measured on an H200, 112 x 112 pixels, 128 to 128
+// channels, batch 16, with batch norm's statistics: 241 TFLOP/s in bf16, 159 in TF32, where conv.cu had 180 and 97;
+// without statistics 281 and 175. The copies limit it, and not by their bytes: each 16 take about 2.6 cycles, and there
+// are 663 for a step (docs/engines/gpu.md).
 constexpr int STAGES = 4, PATCHES = 3;
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int MULTIPLIERS = 128 * WARPGROUPS, THREADS = MULTIPLIERS + 128;
-constexpr int WEIGHTS = 32, PATCHERS = 96;  // threads that bring them
-constexpr int LATE = BULK ? 0 : 2;          // by how many steps a thread's own copies are confirmed late
+constexpr int WEIGHT_LOADERS = 32, PATCH_LOADERS = 96;  // threads that bring them
+constexpr int LATE = BULK ? 0 : 2;                      // by how many steps a thread's own copies are confirmed late
 constexpr int PIXELS = 64 * SQUARES * WARPGROUPS, CHANNELS = 8 * FRAGMENTS;
 constexpr int PATCH = 340;        // pixels of the largest patch: (32 + 2) (8 + 2)
 constexpr int PATCH_PLANE = 346;  // and so many places: 2 more than a multiple of 8, so that the 4 parts of 2 pixels
                                   // are written to 8 different groups of banks
 constexpr int PATCH_BYTES = 4 * 16 * PATCH_PLANE, WEIGHT_BYTES = 4 * 16 * CHANNELS;
-constexpr int RESULT_PITCH = CHANNELS + 8;  // floats from row to row of the result in shared memory
+constexpr int RESULT_PITCH = CHANNELS + 8;
 enum { FULL = 1, FREE = FULL + STAGES, PATCH_FULL = FREE + STAGES, PATCH_FREE = PATCH_FULL + PATCHES };  // barriers
 #include "bulk.cuh"
 #include "conv.cuh"
@@ -70,13 +70,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     float sum[SQUARES][FRAGMENTS][4] = {};
 
-    if (warp == MULTIPLIERS / 32) {  // brings the weights
+    if (warp == MULTIPLIERS / 32) {                                         // brings the weights
         const int left = min(CHANNELS, out_channels - tile.first_channel);  // what is beyond them is not used
         int panel = 0, tap = 0;
         for (int step = 0; step < steps + LATE; ++step) {
             const int stage = step % STAGES;
             if (step < steps) {
-                if (step >= STAGES) barrier_wait(FREE + stage, MULTIPLIERS + WEIGHTS);
+                __syncwarp();  // with BULK one lane has been busy alone
+                if (step >= STAGES) barrier_wait(FREE + stage, MULTIPLIERS + WEIGHT_LOADERS);
                 if (BULK && lane == 0) arrival_expect(&arrived[stage], 4 * 16 * left);
 #pragma unroll
                 for (int part = 0; part < 4; ++part) {
@@ -86,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                         if (lane == 0) copy_bulk(to, from, 16 * left, &arrived[stage]);
                     } else {
 #pragma unroll
-                        for (int o = lane; o < CHANNELS; o += WEIGHTS)
+                        for (int o = lane; o < CHANNELS; o += WEIGHT_LOADERS)
                             copy_async(to + o * 16, from + min(o, left - 1) * ELEMENTS, 16);
                     }
                 }
@@ -97,19 +98,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (step < LATE) continue;
             copy_wait<LATE>();
             written_for_products();
-            barrier_arrive(FULL + (step - LATE) % STAGES, MULTIPLIERS + WEIGHTS);
+            barrier_arrive(FULL + (step - LATE) % STAGES, MULTIPLIERS + WEIGHT_LOADERS);
         }
         copy_wait<0>();
     } else if (warp > MULTIPLIERS / 32) {  // bring the patches, one patch late
         const bool aligned = x_pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
-        const int worker = threadIdx.x - MULTIPLIERS - WEIGHTS;
+        const int worker = threadIdx.x - MULTIPLIERS - WEIGHT_LOADERS;
         int panel = 0, tap = 0;  // the first tap of the patch
         for (int patch = 0; patch < patches + 1; ++patch) {
             if (patch < patches) {
-                if (patch >= PATCHES) barrier_wait(PATCH_FREE + patch % PATCHES, MULTIPLIERS + PATCHERS);
+                if (patch >= PATCHES) barrier_wait(PATCH_FREE + patch % PATCHES, MULTIPLIERS + PATCH_LOADERS);
                 unsigned char* to = shared + patch % PATCHES * PATCH_BYTES;
-                load_patch<PATCHERS>(c, panel, taps[tap], pixel_of, aligned, worker,
-                                     [&](int pixel, int part) { return to + (part * PATCH_PLANE + pixel) * 16; });
+                load_patch<PATCH_LOADERS>(c, panel, taps[tap], pixel_of, aligned, worker,
+                                          [&](int pixel, int part) { return to + (part * PATCH_PLANE + pixel) * 16; });
                 do
                     if (++tap == tap_count) tap = 0, ++panel;
                 while (!taps[tap].first);
@@ -118,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (patch < 1) continue;
             copy_wait<1>();
             written_for_products();
-            barrier_arrive(PATCH_FULL + (patch - 1) % PATCHES, MULTIPLIERS + PATCHERS);
+            barrier_arrive(PATCH_FULL + (patch - 1) % PATCHES, MULTIPLIERS + PATCH_LOADERS);
         }
         copy_wait<0>();
     } else {
@@ -131,11 +132,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int step = 0; step < steps; ++step) {
             const int stage = step % STAGES;
             const bool first = taps[tap].first;
-            if (first) barrier_wait(PATCH_FULL + ++patch % PATCHES, MULTIPLIERS + PATCHERS);
+            if (first) barrier_wait(PATCH_FULL + ++patch % PATCHES, MULTIPLIERS + PATCH_LOADERS);
             const int place = patch % PATCHES * PATCH_BYTES + taps[tap].place * 16;
             tap = tap + 1 == tap_count ? 0 : tap + 1;
             if (BULK) arrival_wait(&arrived[stage], step / STAGES % 2);
-            else barrier_wait(FULL + stage, MULTIPLIERS + WEIGHTS);
+            else barrier_wait(FULL + stage, MULTIPLIERS + WEIGHT_LOADERS);
             products_begin();
 #pragma unroll
             for (int part = 0; part < 4; part += 2)
@@ -146,9 +147,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             products_commit();
             products_wait<1>();  // those of the step before are over: what they read is free, if there is a use for it
             if (step > 0 && step - 1 + STAGES < steps)
-                barrier_arrive(FREE + (step - 1) % STAGES, MULTIPLIERS + WEIGHTS);
+                barrier_arrive(FREE + (step - 1) % STAGES, MULTIPLIERS + WEIGHT_LOADERS);
             if (first && patch > 0 && patch - 1 + PATCHES < patches)
-                barrier_arrive(PATCH_FREE + (patch - 1) % PATCHES, MULTIPLIERS + PATCHERS);
+                barrier_arrive(PATCH_FREE + (patch - 1) % PATCHES, MULTIPLIERS + PATCH_LOADERS);
         }
         products_wait<0>();
     }

@@ -59,7 +59,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned int (&a)[
 #elif defined(PRECISION_TF32)
     multiply_tf32(c, a, b);
 #else
-    // x = high + low exactly, with high a TF32 number. low * low is below float32's rounding.
+    // x = high + low exactly, with high a TF32 number (an infinite x has a low of NaN, and so has what it is in). low *
+    // low is below float32's rounding.
     unsigned int a_low[4], b_low[2];
     for (int i = 0; i < 4; ++i) a_low[i] = __float_as_uint(__uint_as_float(a[i]) - __uint_as_float(a[i] & 0xffffe000u));
     for (int i = 0; i < 2; ++i) b_low[i] = __float_as_uint(__uint_as_float(b[i]) - __uint_as_float(b[i] & 0xffffe000u));
@@ -74,14 +75,10 @@ __device__ __forceinline__ bool kept(const unsigned short* bits, int words_an_im
     return bits[static_cast<size_t>(image) * words_an_image + index / 16] >> (index % 16) & 1;
 }
 
-// Fills 16 bytes of shared memory with the `count` elements at `from` and then zeros. Where addresses are multiples of
-// 16 the copy is asynchronous; elsewhere (3 channels of an image) it goes one by one, and rounds on the way.
-__device__ __forceinline__ void fetch(void* shared, const element* from, int count, bool aligned) {
-    if (aligned) {
-        copy_async(shared, from, count * static_cast<int>(sizeof(element)));
-    } else {
-        Pack pack;
-        for (int i = 0; i < ELEMENTS; ++i) pack.e[i] = i < count ? to_factor(to_float(from[i])) : element(0);
-        *static_cast<Pack*>(shared) = pack;
-    }
+// Fills 16 bytes of shared memory with the `count` elements at `from` and then zeros, one by one: for places that are
+// no multiples of 16, such as the 3 channels of an image.
+__device__ __forceinline__ void copy_one_by_one(void* shared, const element* from, int count) {
+    Pack pack;
+    for (int i = 0; i < ELEMENTS; ++i) pack.e[i] = i < count ? from[i] : element(0);
+    *static_cast<Pack*>(shared) = pack;
 }

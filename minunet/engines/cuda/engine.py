@@ -25,6 +25,7 @@ In floats for each pixel of level l, with C channels, that is 2C (y1, y2) on eac
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -108,7 +109,8 @@ class CudaEngine(Engine):
             # One long array: its norm is one sum. The gradients of conv biases are 0 and stay so.
             self.all_grads = xp.zeros(sum(sizes.values()), dtype=self.dtype)
         except MemoryError:
-            advice = memory.advice(net, image_size, max_batch, free, step_bytes)
+            needed = partial(step_bytes, precision=precision, row3=self.kernels.name == "row3")
+            advice = memory.advice(net, image_size, max_batch, free, needed)
             raise UserError(f"--batch-size: out of GPU memory, {advice}") from None
         self.grads: Arrays = {}
         start = 0
@@ -127,9 +129,8 @@ class CudaEngine(Engine):
     # --- The training step --------------------------------------------------------------------------------------------
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
-        buffers = self._buffers(x)
-        n, bottom = len(x), buffers.levels[-1]
-        if buffers is not self.buffers or n * bottom.height * bottom.width == 1:
+        buffers, n = self.buffers, len(x)
+        if buffers is None or not buffers.take(x) or n * buffers.levels[-1].height * buffers.levels[-1].width == 1:
             return super().loss_and_grads(x, target, key)
         step = _Step(self.kernels, self.net, buffers, n, self.loss, self.grads)
         step.forward(x, True, key)
@@ -153,10 +154,9 @@ class CudaEngine(Engine):
     def _buffers(self, x: Array) -> "Buffers":
         """The engine's buffers if they take images ``x``, else new ones, which last for this call."""
         assert self.buffers is not None, "the engine has been closed"
-        n, height, width, _ = x.shape
-        top = self.buffers.levels[0]
-        if n <= self.buffers.max_batch and (height, width) == (top.height, top.width):
+        if self.buffers.take(x):
             return self.buffers
+        n, height, width, _ = x.shape
         return Buffers(array_module(x), self.net, n, height, width, self.kernels.dtype)
 
     # --- After it -----------------------------------------------------------------------------------------------------
@@ -218,6 +218,11 @@ class Buffers:
                 level.concat_bits, level.pooled_bits = arrays.get(f"{i}.concat_bits"), arrays.get(f"{i}.pooled_bits")
             self.levels.append(level)
 
+    def take(self, x: Array) -> bool:
+        """Whether they are large enough for images ``x`` of just this size."""
+        top = self.levels[0]
+        return len(x) <= self.max_batch and x.shape[1:3] == (top.height, top.width)
+
     def scratch_for(self, n: int, level: Level) -> Array:
         """The scratch as ``n`` images of a level."""
         shape = (n, level.height, level.width, level.channels)
@@ -246,21 +251,28 @@ def plan(net: UNet, n: int, height: int, width: int) -> Iterator[tuple[str, str,
         yield name, "real", (n, height, width, config["out_channels"])
 
 
-def step_bytes(net: UNet, image_size: tuple[int, int], batch: int, precision: str = "float32") -> int:
-    """About what a training step needs at its peak, in bytes.
+def step_bytes_here(precision: str = "float32") -> memory.StepBytes:
+    """:func:`step_bytes` for the kernels that an engine would have here."""
+    return partial(step_bytes, precision=precision, row3=why_no_kernels() is not None)
+
+
+def step_bytes(
+    net: UNet, image_size: tuple[int, int], batch: int, precision: str = "float32", row3: bool = False
+) -> int:
+    """About what a training step needs at its peak, in bytes; with large matrix products if ``row3``.
 
     The buffers; five arrays for each parameter (value, gradient, two moments, average); and while they work, the
     kernels two more of each weight (laid out as they read it) and a quarter of a gigabyte of partial sums, the large
-    matrix products of float32 some six arrays of the size of the scratch.
+    matrix products some six arrays of the size of the scratch.
 
     >>> net = UNet(widths=(16, 32, 64))
     >>> [round(step_bytes(net, (256, 256), 16, precision) / 1e9, 2) for precision in ("float32", "tf32", "bf16")]
-    [1.16, 1.03, 0.66]
+    [1.03, 1.03, 0.66]
     """
     sizes = {"activation": 2 if precision == "bf16" else 4, "bits": 2, "real": 4}
     buffers = {name: sizes[kind] * math.prod(shape) for name, kind, shape in plan(net, batch, *image_size)}
     weights = sum(array.nbytes for array in net.parameters().values())
-    working = 6 * buffers["scratch"] if precision == "float32" else 2 * weights * sizes["activation"] // 4 + 2**28
+    working = 6 * buffers["scratch"] if row3 else 2 * weights * sizes["activation"] // 4 + 2**28
     return sum(buffers.values()) + 5 * weights + working
 
 

@@ -1,11 +1,11 @@
 // What the two kernels of the gradient of the weights share: which block sums what, and how its pixels are loaded.
 //
-// Before it is included stands: PATCH_SIDE and PIXEL_SIDE, so many channels of the patch and of the pixels has a block.
+// Before it is included stand: PATCH_SIDE and PIXEL_SIDE, so many channels of the patch and of the pixels has a block,
+// and ROWS of a tile of pixels (kernels.py).
 #pragma once
 #include "element.cuh"
 
-constexpr int ROWS = 8, COLUMNS = 16, PIXELS = ROWS * COLUMNS, PATCH_COLUMNS = COLUMNS + 2,
-              PATCH = (ROWS + 2) * PATCH_COLUMNS;
+constexpr int COLUMNS = 16, PIXELS = ROWS * COLUMNS, PATCH_COLUMNS = COLUMNS + 2, PATCH = (ROWS + 2) * PATCH_COLUMNS;
 constexpr int PATCH_PARTS = PATCH_SIDE / ELEMENTS, PIXEL_PARTS = PIXEL_SIDE / ELEMENTS;  // of 16 bytes, a pixel
 
 // The arguments. patch: pixels of patch_pitch elements, of which the first patch_channels are read: x, or (transposed)
@@ -89,8 +89,8 @@ __device__ __forceinline__ void load_pixels(const element* image, int pitch, int
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k)
                 if (first + k * stride < pixels)
-                    fetch(to(first + k * stride, part), from + static_cast<size_t>(max(at[k], 0)) * pitch,
-                          at[k] < 0 ? 0 : count, false);
+                    copy_one_by_one(to(first + k * stride, part), from + static_cast<size_t>(max(at[k], 0)) * pitch,
+                                    at[k] < 0 ? 0 : count);
             continue;
         }
 #pragma unroll

@@ -49,7 +49,7 @@ def _wgmma_convolution(fragments: int, bulk: int) -> Program:
 
 
 def _wgmma_grad_weight(tap_rows: int, taps: int, fragments: int) -> Program:
-    defines = {"TAP_ROWS": tap_rows, "TAPS": taps, "FRAGMENTS": fragments}
+    defines = {"ROWS": 8, "TAP_ROWS": tap_rows, "TAPS": taps, "FRAGMENTS": fragments}
     return Program("grad_weight_wgmma.cu", ("grad_weight",), defines, hopper=True, only="bf16")
 
 
@@ -60,7 +60,7 @@ PROGRAMS = {
     "conv_256x32": _convolution(4, 1, 4),
     **{f"wgmma_{channels}": _wgmma_convolution(channels // 8, bulk=0) for channels in (128, 64, 32)},
     **{f"wgmma_{channels}_bulk": _wgmma_convolution(channels // 8, bulk=1) for channels in (128, 64, 32)},
-    "grad_weight": Program("grad_weight.cu", ("grad_weight",)),
+    **{f"grad_weight_{rows}": Program("grad_weight.cu", ("grad_weight",), {"ROWS": rows}) for rows in (8, 4)},
     "grad_weight_3x3": _wgmma_grad_weight(3, 3, 8),
     "grad_weight_2x2": _wgmma_grad_weight(2, 2, 16),
     "weights": Program("weights.cu", ("prepare_weight",)),
@@ -102,6 +102,7 @@ class Device(Protocol):
     xp: ModuleType
     multiprocessors: int
     hopper: bool  # whether it runs programs that only a GPU of compute capability 9.0 runs
+    shared_bytes: int  # the most shared memory that a block may have
 
     def address(self, array: Array) -> int:
         """Where an array begins in the device's memory."""
@@ -138,6 +139,14 @@ class Kernels(SpecificationKernels):
             self._scratch = self.xp.empty(0, "float32")  # freed before the larger one is made
             self._scratch = self.xp.empty(floats, "float32")
         return self._scratch[:floats].view(dtype)
+
+    def store(self, out: Array, values: Array) -> None:
+        """As specified; and for tf32 rounded to what a tensor core can multiply (to_factor in element.cuh)."""
+        if self.precision == "tf32":
+            bits = self.xp.ascontiguousarray(values, dtype="float32").view("uint32")
+            rounded = ((bits + 0x1000) & 0xFFFFE000).astype("uint32").view("float32")
+            values = self.xp.where(self.xp.isfinite(values), rounded, values)
+        super().store(out, values)
 
     # --- Convolutions: conv.cu, grad_weight.cu, weights.cu ------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class Kernels(SpecificationKernels):
 
     def _convolve(
         self,
-        direction: int,  # the enum Direction of conv.cu
+        direction: int,  # the enum Direction of conv.cuh
         kernel: int,
         x: Array,
         weight: Array,
@@ -237,11 +246,10 @@ class Kernels(SpecificationKernels):
         tiles, columns_log2 = _pixel_tiles(tile, n, height, width)
         blocks = tiles * _parts(y.shape[3], tile.channels) * (4 if direction == 2 else 1)
         bits, total, first, scale = mask
-        words = 0 if bits is None else bits.shape[1]
         self._launch(
             tile.program, "convolve", blocks, tile.threads,
             x, _pitch("x", x), weight, y, _pitch("y", y), n, height, width, x.shape[3], y.shape[3],
-            direction, kernel, columns_log2, bias, bits, words, total, first, float(scale), partials, rounded,
+            direction, kernel, columns_log2, bias, bits, _words(bits), total, first, float(scale), partials, rounded,
             shared=tile.shared,
         )  # fmt: skip
 
@@ -278,7 +286,7 @@ class Kernels(SpecificationKernels):
         n, height, width, _ = pixels.shape
         kernel, size = dweight.shape[0], dweight.size
         summing = self._summing(kernel, transposed)
-        tiles = _parts(n * (height + 1), 8) * _parts(width, 16)
+        tiles = _parts(n * (height + 1), summing.rows) * _parts(width, 16)
         blocks = _parts(patch.shape[3], 64) * _parts(pixels.shape[3], summing.channels) * (4 if transposed else 1)
         # Enough blocks to fill the GPU twice, and partial sums of at most 256 MB.
         splits = max(1, min(tiles, 2 * self.device.multiprocessors // blocks, 2**26 // size))
@@ -295,8 +303,14 @@ class Kernels(SpecificationKernels):
         """The program for a gradient of the weights."""
         if self.device.hopper and self.precision == "bf16":
             return WGMMA_SUMMING[3 if kernel == 3 and not transposed else 2]
-        row_bytes = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
-        return _Summing("grad_weight", 64, 128 * (kernel - 1 if transposed else kernel), 2 * (180 + 128) * row_bytes)
+        pitch = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
+        threads = 128 * (kernel - 1 if transposed else kernel)
+        large, small = (
+            _Summing(f"grad_weight_{rows}", 64, threads, 2 * (18 * (rows + 2) + 16 * rows) * pitch, rows)
+            for rows in (8, 4)
+        )
+        fits = large.shared + STATIC_BYTES <= self.device.shared_bytes
+        return large if fits else small
 
     def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
         """Into ``out``: the sum of the ``count`` rows of ``size`` numbers."""
@@ -577,6 +591,7 @@ class _CupyDevice:
         device = self.xp.cuda.Device()
         self.multiprocessors = device.attributes["MultiProcessorCount"]
         self.hopper = device.compute_capability == "90"
+        self.shared_bytes = device.attributes["MaxSharedMemoryPerBlockOptin"]
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str, int], Any] = {}
 
@@ -692,12 +707,17 @@ WGMMA_TILES, BULK_TILES = (
 
 @dataclass(frozen=True)
 class _Summing:
-    """A program for the gradient of the weights: for so many channels of the pixels, by so many threads."""
+    """A program for the gradient of the weights: for so many channels of the pixels, by so many threads.
+
+    A tile of 8 rows in 4-byte elements needs 177 KB of shared memory. Hopper GPUs have 227 KB for a block, the A100 has
+    163 and most others 99: there a tile has 4 rows.
+    """
 
     program: str
     channels: int
     threads: int
     shared: int
+    rows: int = 8  # of a tile of pixels
 
 
 def _wgmma_summing(program: str) -> _Summing:
@@ -705,6 +725,9 @@ def _wgmma_summing(program: str) -> _Summing:
     channels = 8 * defines["FRAGMENTS"]
     return _Summing(program, channels, 128 * (defines["TAP_ROWS"] + 1), 3 * (8 * 185 + channels // 8 * 129) * 16)
 
+
+#: No kernel has more static shared memory than this, beside what a launch asks for.
+STATIC_BYTES = 3072
 
 WGMMA_SUMMING = {3: _wgmma_summing("grad_weight_3x3"), 2: _wgmma_summing("grad_weight_2x2")}
 

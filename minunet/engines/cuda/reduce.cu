@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     else sum_columns<1>(x, pitch, pixels, channels, partials, scratch);
 }
 
-// partials [share][count, mean, squares around the mean][channels], see conv.cu. Source: Chan, Golub & LeVeque 1983,
+// partials [share][count, mean, squares around the mean][channels], see conv.cuh. Source: Chan, Golub & LeVeque 1983,
 // equation 2.1: all squares = the shares' own + count * (mean of the share - mean of all)^2. 32 channels a block, 32
 // threads a channel.
 extern "C" __global__ void __launch_bounds__(1024)

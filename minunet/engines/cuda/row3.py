@@ -11,10 +11,9 @@ those of pixels 1, 4, 7, ... are the matrix that begins one pixel later, and so 
 a matrix (9 C_in, C_out), gives a third of the output. Windows that reach over the end of an image row are computed too,
 and thrown away: two in W + 2.
 
-A library's matrix product runs near a GPU's peak on such shapes, which makes this the fastest convolution that needs no
-kernel of one's own. The lowered copy of x costs three times its memory, so the images are worked on in groups.
-Counted, not measured (performance of an H100, see docs/engines/gpu.md): 711 images/s in TF32 for the whole training
-step of the reference network, where nine products a convolution cannot pass 300.
+A library's matrix product runs near a GPU's peak on such shapes, and no kernel of one's own is needed. The lowered copy
+of x costs three times its memory, so the images are worked on in groups. Counted to be fast, measured to be slow
+(docs/engines/gpu.md): what lies around the products takes far longer than they do. It runs where our kernels do not.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 //
 // Specification, with E elements in 16 bytes: forward [tap][c / E][o][c % E] = grad_input [tap][o / E][c][o % E] =
 // weight [tap][c][o], with zeros where c or o is beyond the last channel; both are padded to whole panels of four times
-// 16 bytes. (conv.cuh reads the taps of grad_input in reverse order.) Once a step, since the optimiser has changed
-// them.
+// 16 bytes. (The grad-input of a 3x3 convolution reads its taps in reverse order, conv.cuh.) Once a step, since the
+// optimiser has changed them.
 //
 // Idea: a thread makes 16 bytes of one of the two, neighbours in a warp being neighbours in the other channel: what
 // they write lies together. Cost: 8 bytes read and two elements written a weight; 34.5 M weights in TF32: 552 MB, 0.18

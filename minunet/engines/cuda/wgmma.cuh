@@ -1,7 +1,7 @@
 // wgmma, Hopper's matrix product: four warps (a warpgroup) multiply two matrices that lie in shared memory.
 //
 // mma.sync takes its factors from registers, where ldmatrix has to bring them first. wgmma reads shared memory by
-// itself and goes on while the warps do something else: it is what makes the last factor of two or more on an H100.
+// itself and goes on while the warps do something else: alone it runs at the full rate of the tensor cores.
 // Both factors are named by a descriptor: where the matrix begins, and how its blocks of 8 rows x 16 bytes lie. A block
 // is 128 bytes together. That is all the layout there is (without "swizzling", which is not needed here), so the two
 // strides between blocks are free:
