@@ -15,11 +15,11 @@
 //
 // BULK brings the weights by bulk copies (bulk.cuh) instead: the copies are what limits this kernel (below).
 //
-// Cost against the roofline (bf16): a step of a block, 256 x 128 x 32 products, takes the tensor cores 512 cycles; shared
-// memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Measured on an H200, 112 x 112 pixels, 128 to 128
-// channels, batch 16, with batch norm's statistics: 241 TFLOP/s in bf16, 159 in TF32, where conv.cu had 180 and 97;
-// without statistics 281 and 175. The copies limit it, and not by their bytes: each 16 take about 2.6 cycles, and there
-// are 663 for a step (docs/engines/gpu.md).
+// Cost against the roofline (bf16): a step of a block, 256 x 128 x 32 products, takes the tensor cores 512 cycles;
+// shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Measured on an H200, 112 x 112 pixels, 128
+// to 128 channels, batch 16, with batch norm's statistics: 241 TFLOP/s in bf16, 159 in TF32, where conv.cu had 180 and
+// 97; without statistics 281 and 175. The copies limit it, and not by their bytes: each 16 take about 2.6 cycles, and
+// there are 663 for a step (docs/engines/gpu.md).
 constexpr int STAGES = 4, PATCHES = 3;
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int MULTIPLIERS = 128 * WARPGROUPS, THREADS = MULTIPLIERS + 128;
