@@ -39,7 +39,7 @@ STAGES: dict[str, tuple[Change, ...]] = {
     "no fences": (("wgmma.cuh", FENCE, "#else"),),
     "no copies": (("ptx.cuh", COPY, COPY.replace("asm", "if (bytes == 77) asm")),),
     "no weights": (("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),),
-    "no pixels": (("conv_wgmma.cu", "load_patch<PATCHERS>(", "if (rounded == 77) load_patch<PATCHERS>("),),
+    "no pixels": (("conv_wgmma.cu", "load_patch<PATCH_LOADERS>(", "if (rounded == 77) load_patch<PATCH_LOADERS>("),),
     "no products": (
         ("conv_wgmma.cu", "multiply_group<0>(sum[q]", "if (rounded == 77) multiply_group<0>(sum[q]"),
         ("grad_weight_wgmma.cu", "multiply_group<1>(sum[v]", "if (blockDim.x == 77) multiply_group<1>(sum[v]"),

@@ -117,7 +117,7 @@ __device__ __forceinline__ void weight_gradient(const float* dlogits, const elem
 }
 
 // partials [block row][dweight, then dbias]: each block's share of the sums over pixels.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     head_grad_weight(const float* __restrict__ dlogits, const element* __restrict__ x, int x_pitch, int images,
                      int height, int width, int channels, int outputs, int kernel, int wide,
                      float* __restrict__ partials) {
