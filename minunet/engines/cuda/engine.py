@@ -130,7 +130,9 @@ class CudaEngine(Engine):
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         buffers, n = self.buffers, len(x)
-        if buffers is None or not buffers.take(x) or n * buffers.levels[-1].height * buffers.levels[-1].width == 1:
+        assert buffers is not None, "the engine has been closed"
+        bottom = buffers.levels[-1]
+        if not buffers.take(x) or n * bottom.height * bottom.width == 1:
             return super().loss_and_grads(x, target, key)
         step = _Step(self.kernels, self.net, buffers, n, self.loss, self.grads)
         step.forward(x, True, key)
