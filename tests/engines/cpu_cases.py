@@ -37,7 +37,8 @@ def problem(
         if kind == "gamma":
             array[...] = draw.uniform(0.4, 1.5, array.shape) * draw.choice([-1, 1], array.shape)
             if hard:
-                array[...] = np.where(draw.random(array.shape) < 0.2, draw.choice([0, 1e-20], array.shape), array)
+                # So small that gamma * x_hat is lost beside any beta; if not, rounding chooses the pool's winners.
+                array[...] = np.where(draw.random(array.shape) < 0.2, draw.choice([0, 1e-30], array.shape), array)
                 array[0] = draw.uniform(0.4, 1.5)  # one channel of each norm is sure to let something through
         if kind == "beta" and hard:
             array[...] = np.where(draw.random(array.shape) < 0.2, 0, array)
