@@ -39,9 +39,8 @@ BOUNDS = {
     "norm_relu_pool": (112, 0),
     "norm_relu_reduce": (112, 1024),
     "norm_relu_gradient": (112, 0),
-    "head": (64, 0),
-    "head_grad_input": (64, 0),
-    "head_grad_weight": (128, 1024),
+    "head": (80, 0),  # 256 threads, 3 blocks: 85 registers
+    "head_backward": (128, 1024),  # 256 threads, 2 blocks: 128 registers
     "dropout_bits": (40, 0),
     "loss_sums": (48, 8192),
     "loss_value": (72, 32),

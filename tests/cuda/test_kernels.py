@@ -235,11 +235,12 @@ def test_backward_in_place(kernels):
     np.testing.assert_array_equal(call(kernels, "norm_relu_backward", da, y, *norm, da, *sums)[6], apart)
     apart = call(kernels, "norm_relu_pool_backward", da, dpooled, y, *norm, output(*shape), *sums)[7]
     np.testing.assert_array_equal(call(kernels, "norm_relu_pool_backward", da, dpooled, y, *norm, y, *sums)[7], apart)
-    dlogits, weight = numbers(2, 4, 6, 1), numbers(3, 3, 8, 1)
-    apart = call(kernels, "head_backward", dlogits, y, weight, output(*shape), empty(3, 3, 8, 1), empty(1))
-    shared = call(kernels, "head_backward", dlogits, y, weight, y, empty(3, 3, 8, 1), empty(1))
-    for got, wanted in zip(shared[2:], apart[2:], strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for k in (1, 2):
+        dlogits, weight = numbers(2, 4, 6, k), numbers(3, 3, 8, k)
+        apart = call(kernels, "head_backward", dlogits, y, weight, output(*shape), empty(3, 3, 8, k), empty(k))
+        shared = call(kernels, "head_backward", dlogits, y, weight, y, empty(3, 3, 8, k), empty(k))
+        for got, wanted in zip(shared[2:], apart[2:], strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 def test_nan_does_not_hide(kernels):
@@ -252,14 +253,27 @@ def test_nan_does_not_hide(kernels):
     assert np.argwhere(np.isnan(pooled)).tolist() == [[0, 0, 0, 3]]
 
 
+# n, height, width, channels, outputs. A strip is 16 columns, and 4 rows forward; 16 threads take 64 channels of it. So:
+# several strips each way, parts of strips, a strip of one column; images that share a block; more than 64 channels.
+HEADS = [
+    (1, 5, 3, 3, 2),
+    (2, 4, 6, 8, 1),
+    (1, 3, 3, 70, 3),
+    (3, 9, 37, 20, 1),
+    (1, 6, 17, 132, 1),
+    (2, 8, 32, 64, 1),
+    (1, 5, 18, 40, 2),
+]
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("shape", [(1, 5, 3, 3, 2), (2, 4, 6, 8, 1), (1, 3, 3, 70, 3)], ids=str)
+@pytest.mark.parametrize("shape", HEADS, ids=str)
 def test_head(kernels, shape, kernel):
     n, height, width, c, k = shape
     numbers = Numbers(kernels.precision)
-    x, weight, bias = numbers.activation(n, height, width, c), numbers(kernel, kernel, c, k), numbers(k)
+    x, weight, bias = numbers.activation(n, height, width, c, extra=8), numbers(kernel, kernel, c, k), numbers(k)
     assert_agrees(kernels, "head", x, weight, bias, empty(n, height, width, k))
-    results = (output(n, height, width, c), empty(*weight.shape), empty(k))
+    results = (output(n, height, width, c, extra=4), empty(*weight.shape), empty(k))
     assert_agrees(kernels, "head_backward", numbers(n, height, width, k), x, weight, *results)
 
 

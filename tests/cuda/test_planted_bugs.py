@@ -56,10 +56,23 @@ def head(kernels: Kernels) -> None:
     assert_agrees(kernels, "head", x, weight, bias, empty(1, 4, 4, 1))
 
 
+def wide_head(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, weight, bias = numbers.activation(1, 2, 16, 8), numbers(3, 3, 8, 1), numbers(1)
+    assert_agrees(kernels, "head", x, weight, bias, empty(1, 2, 16, 1))
+
+
 def small_head(kernels: Kernels) -> None:
     numbers = Numbers(kernels.precision)
     x, weight, bias = numbers.activation(1, 3, 3, 8), numbers(1, 1, 8, 1), numbers(1)
     assert_agrees(kernels, "head", x, weight, bias, empty(1, 3, 3, 1))
+
+
+def head_in_place(kernels: Kernels) -> None:
+    numbers = Numbers(kernels.precision)
+    x, weight = numbers.activation(1, 3, 20, 8), numbers(3, 3, 8, 2)
+    results = (x, empty(3, 3, 8, 2), empty(2))
+    assert_agrees(kernels, "head_backward", numbers(1, 3, 20, 2), x, weight, *results)
 
 
 def loss(kernels: Kernels) -> None:
@@ -179,21 +192,42 @@ BUGS = [
     Bug(
         "a shuffle names fewer lanes than take part",
         "head.cu",
-        "__shfl_xor_sync(0xffffffffu, sum, bits)",
-        "__shfl_xor_sync(0x00ffffffu, sum, bits)",
+        "__shfl_xor_sync(0xffffffffu, total[0], bits)",
+        "__shfl_xor_sync(0x00ffffffu, total[0], bits)",
         head,
         "is not in its own mask",
     ),
     Bug(
-        "lanes that have no pixel leave before a shuffle that needs them",
+        "lanes that have no strip leave before a shuffle that needs them",
         "head.cu",
-        "    const int j = pixel % width, i = pixel / width % height, image = pixel / width / height;\n"
-        "    for (int k = 0; k < outputs; ++k) {\n        float sum = 0;",
-        "    if (!inside) return;\n"
-        "    const int j = pixel % width, i = pixel / width % height, image = pixel / width / height;\n"
-        "    for (int k = 0; k < outputs; ++k) {\n        float sum = 0;",
+        "    const bool inside = image < images;  // who is not still takes part in the shuffles",
+        "    const bool inside = image < images;\n    if (!inside) return;",
         small_head,
         "deadlock: it waits in __shfl_xor_sync",
+    ),
+    Bug(
+        "lanes give away the half of the rows that they should keep",
+        "head.cu",
+        "const float theirs = upper ? total[r] : total[r + half];",
+        "const float theirs = upper ? total[r + half] : total[r];",
+        head,
+        WRONG,
+    ),
+    Bug(
+        "a strip ends before the column that its last logits need",
+        "head.cu",
+        "j <= first + COLUMNS; ++j",
+        "j < first + COLUMNS; ++j",
+        wide_head,
+        WRONG,
+    ),
+    Bug(
+        "dx is written over x, which the next output still needs",
+        "head.cu",
+        "                    if (k < outputs - 1) continue;  // x is needed once more",
+        "",
+        head_in_place,
+        WRONG,
     ),
     Bug(
         "a barrier that half of the threads pass in another place",

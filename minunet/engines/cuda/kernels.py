@@ -66,7 +66,7 @@ PROGRAMS = {
     "weights": Program("weights.cu", ("prepare_weight",)),
     "reduce": Program("reduce.cu", ("sum_partials", "sum_many_partials", "column_sums", "finish_statistics")),
     "norm": Program("norm.cu", ("norm_relu", "norm_relu_pool", "norm_relu_reduce", "norm_relu_gradient")),
-    "head": Program("head.cu", ("head", "head_grad_input", "head_grad_weight")),
+    "head": Program("head.cu", ("head", "head_backward")),
     "dropout": Program("dropout.cu", ("dropout_bits",), precise=False),
     "loss": Program("loss.cu", ("loss_sums", "loss_value", "loss_gradient"), precise=False),
     "optimizer": Program("optimizer.cu", ("adamw", "lerp", "squares", "sum_doubles"), precise=False, like_numpy=True),
@@ -453,9 +453,10 @@ class Kernels(SpecificationKernels):
             super().head(x, weight, bias, logits)
             return
         n, height, width, channels = x.shape
-        wide, _ = self._wide(channels, x)
-        blocks = _parts(n * height * width, 32)
-        sizes = (n, height, width, channels, weight.shape[3], weight.shape[0])
+        outputs = weight.shape[3]
+        wide, _ = self._head_parts(channels, outputs, x)
+        blocks = _parts(n * _parts(height, 4) * _parts(width, 16), 16)  # 16 strips of 4 x 16 pixels a block
+        sizes = (n, height, width, channels, outputs, weight.shape[0])
         self._launch("head", "head", blocks, 256, x, _pitch("x", x), weight, bias, logits, *sizes, wide)
 
     def head_backward(self, dlogits: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
@@ -463,16 +464,25 @@ class Kernels(SpecificationKernels):
             super().head_backward(dlogits, x, weight, dx, dweight, dbias)
             return
         n, height, width, channels = x.shape
-        sizes = (n, height, width, channels, weight.shape[3], weight.shape[0])
-        wide, parts = self._wide(channels, x, dx)
-        rows, blocks = self._rows(n * height * width, parts)
-        size = weight.size + dbias.size
+        outputs, size = weight.shape[3], weight.size + dbias.size
+        wide, parts = self._head_parts(channels, outputs, x, dx)
+        rows, blocks = self._rows(n * height * _parts(width, 16), parts)  # strips
+        # As many blocks as run at a time: each adds up 37 sums a thread at its end.
+        tiles = blocks // rows
+        rows = max(1, min(rows, 2 * self.device.multiprocessors // tiles))
         partials = self._partials((rows + 1) * size)
         sums = partials[rows * size :]
-        self._launch("head", "head_grad_weight", blocks, 256, dlogits, x, _pitch("x", x), *sizes, wide, partials)
+        self._launch(
+            "head", "head_backward", rows * tiles, 256,
+            dlogits, x, _pitch("x", x), weight, dx, _pitch("dx", dx),
+            n, height, width, channels, outputs, weight.shape[0], wide, partials,
+        )  # fmt: skip
         self._sum(partials, rows, size, sums)
         dweight[...], dbias[...] = sums[: weight.size].reshape(weight.shape), sums[weight.size :]
-        self._launch("head", "head_grad_input", blocks, 256, dlogits, weight, dx, _pitch("dx", dx), *sizes, wide)
+
+    def _head_parts(self, channels: int, outputs: int, *arrays: Array) -> tuple[int, int]:
+        """Whether a thread of head.cu has four channels, and how many threads a pixel then has."""
+        return self._wide(channels, *arrays, at_once=4) if outputs == 1 else (0, channels)
 
     def loss(
         self,

@@ -38,10 +38,12 @@ __device__ __forceinline__ Worker worker(int parts) {
 template <int COUNT>
 __device__ __forceinline__ void sum_over_groups(float (&value)[COUNT], const Worker& w, float* scratch) {
     const int wide = w.wide;
+#pragma unroll  // or value[i], a register, would be searched for in each turn
     for (int i = 0; i < COUNT; ++i) {
         scratch[threadIdx.x] = value[i];
         __syncthreads();
         if (w.active && w.group == 0)
+#pragma unroll 4
             for (int g = 1; g < w.groups; ++g) value[i] += scratch[threadIdx.x + g * wide];
         __syncthreads();
     }
