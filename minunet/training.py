@@ -336,6 +336,7 @@ class _Run:
                 augmentation=config.augmentation,
                 move_masks=config.augment_masks,
                 key=self._key(step),
+                passes=self.engine,
             )
 
         with _bar(f"epoch {progress.epoch + 1}/{config.epochs}", len(chunks), progress.step, progress_bar) as bar:

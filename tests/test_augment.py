@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from minunet import rng
 from minunet.data.augment import (
+    PLAIN,
     PRESETS,
     Augmentation,
     augment,
     change_intensity,
     draw_matrix,
-    warp_linear,
-    warp_nearest,
 )
 from minunet.rng import Key
 
@@ -59,18 +58,17 @@ def warp_by_loops(images, matrices, nearest):
 def test_warps_match_a_loop_over_pixels(seed, height, width, nearest):
     images = random_images(seed, (2, height, width, 2))
     matrices = np.random.default_rng(seed + 1).normal(0, 1.5, (2, 2, 2))
-    warp = warp_nearest if nearest else warp_linear
     expected = warp_by_loops(images, matrices, nearest)
-    np.testing.assert_allclose(warp(images, matrices), expected, rtol=0, atol=1e-7 * np.abs(images).max())
+    moved = PLAIN.warp(images, images, matrices)[nearest]
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-7 * np.abs(images).max())
 
 
-@pytest.mark.parametrize("warp", [warp_linear, warp_nearest])
-def test_a_quarter_turn_hits_the_pixels(warp):
+def test_a_quarter_turn_hits_the_pixels():
     images = random_images(0, (1, 6, 6, 2))
-    quarter = np.array([[[0.0, 1.0], [-1.0, 0.0]]])
-    np.testing.assert_array_equal(warp(images, quarter)[0], np.rot90(images[0]))
     cos, sin = np.cos(np.pi / 2), np.sin(np.pi / 2)  # cos is 6e-17
-    np.testing.assert_array_equal(warp(images, np.array([[[cos, sin], [-sin, cos]]]))[0], np.rot90(images[0]))
+    for quarter in ([[0.0, 1.0], [-1.0, 0.0]], [[cos, sin], [-sin, cos]]):
+        for moved in PLAIN.warp(images, images, np.array([quarter])):
+            np.testing.assert_array_equal(moved[0], np.rot90(images[0]))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_an_image_is_drawn_by_its_own_key_whatever_the_batch(seed):
 def test_the_draws_are_those_of_the_stream_of_augmentation():
     images, key = random_images(0), Key(seed=7, epoch=1, step=2, image=3)
     matrices = [draw_matrix(PRESETS["mild"], rng.generator(Key(7, 1, 2, rng.AUGMENT, 3 + n))) for n in (0, 1)]
-    expected = warp_linear(images, np.stack(matrices))
+    expected, _ = PLAIN.warp(images, images, np.stack(matrices))
     np.testing.assert_array_equal(augment(images, images, PRESETS["mild"], key)[0], expected)
 
 
@@ -169,7 +167,7 @@ def test_growing_shows_a_smaller_part():
     image[:, 8:13, 8:13] = 1
     for n in range(20):
         matrix = draw_matrix(Augmentation(zoom=0.5), rng.generator(Key(0, image=n)))
-        area = warp_nearest(image, matrix[None]).sum()
+        area = PLAIN.warp(image, image, matrix[None])[1].sum()
         factor = np.linalg.det(np.linalg.inv(matrix))
         assert (area > 25) == (factor > 1) or abs(factor - 1) < 0.25
 
@@ -183,7 +181,7 @@ def test_leaving_one_part_out_does_not_change_the_others():
 
 def intensity(images, seed=0, **amounts):
     generators = [rng.generator(Key(seed, image=n)) for n in range(len(images))]
-    return change_intensity(images, Augmentation(**amounts), generators)
+    return change_intensity(images, Augmentation(**amounts), generators, Key(seed, step=1, image=3))
 
 
 def test_brightness_adds_one_number_to_all_pixels():
@@ -235,6 +233,17 @@ def test_blur_takes_from_a_pixel_what_it_gives_to_its_neighbours():
     np.testing.assert_allclose(intensity(constant, blur=0.8), constant, rtol=1e-12)
 
 
+def test_noise_is_normal_and_as_strong_as_asked():
+    """The numbers of image n are those of its key; each image gets as much of them as is said."""
+    images, key = random_images(0, (3, 5, 7, 2)), Key(1, epoch=2, step=3, stream=rng.AUGMENT, image=4)
+    strength = np.array([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
+    noisy = PLAIN.add_noise(images, strength, key)
+    for n in range(3):
+        numbers = rng.standard_normal(Key(1, 2, 3, rng.NOISE, 4 + n), 70).reshape(5, 7, 2)
+        np.testing.assert_array_equal(noisy[n], images[n] + n * numbers.astype("float64"))
+    assert PLAIN.add_noise(images.astype("float32"), strength.astype("float32"), key).dtype == np.float32
+
+
 def test_noise_has_the_drawn_strength():
     images = np.zeros((20, 40, 40, 1))
     strength = intensity(images, noise=0.5).std(axis=(1, 2, 3))
@@ -259,7 +268,8 @@ def test_intensities_are_made_of_their_draws_in_their_order(seed):
             before = x.take(np.maximum(np.arange(size) - 1, 0), axis)
             after = x.take(np.minimum(np.arange(size) + 1, size - 1), axis)
             x = (1 - share / 2) * x + share / 4 * (before + after)
-        x = x + abs(0.2 * noise) * draws.standard_normal(x.shape, dtype="float32").astype("float64")
+        numbers = rng.standard_normal(Key(seed, step=1, stream=rng.NOISE, image=3 + n), x.size).reshape(x.shape)
+        x = x + abs(0.2 * noise) * numbers.astype("float64")
         np.testing.assert_allclose(changed[n], x, rtol=0, atol=1e-13)
 
 

@@ -18,7 +18,7 @@ from minunet import cli, ops, rng, training
 from minunet.backend import to_device, to_numpy
 from minunet.checkpoint import load, sha256_of_arrays
 from minunet.data import phantom
-from minunet.data.augment import PRESETS
+from minunet.data.augment import PRESETS, augment
 from minunet.data.normalize import Normalization
 from minunet.engines.cuda import row3
 from minunet.engines.cuda.engine import Buffers, CudaEngine, plan, step_bytes, unsupported
@@ -218,6 +218,58 @@ def _norms(rounded, grads):
     return whole, math.sqrt(sum(float(((rounded[name] - g) ** 2).sum()) for name, g in grads.items()))
 
 
+# --- Before a step: the passes over the pixels of a batch -------------------------------------------------------------
+
+
+class Recorded(SpecificationKernels):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.calls = []
+
+    def affine(self, *arguments):
+        self.calls.append("affine")
+        super().affine(*arguments)
+
+    def add_noise(self, *arguments):
+        self.calls.append("add_noise")
+        super().add_noise(*arguments)
+
+
+@pytest.mark.parametrize("move_masks", [True, False])
+@pytest.mark.parametrize(("preset", "calls"), [("none", []), ("mild", ["affine"]), ("strong", ["affine", "add_noise"])])
+def test_a_batch_is_augmented_by_the_kernels_of_the_engine(preset, calls, move_masks):
+    net = network()
+    x, target = batch(net, 3, 8, 8)
+    before = x.copy(), target.copy()
+    expected = augment(x, target, PRESETS[preset], KEY, move_masks=move_masks)
+    with engine_for(net, 3, 8, 8, Recorded) as engine:
+        found = augment(x, target, PRESETS[preset], KEY, move_masks=move_masks, passes=engine)
+        assert engine.kernels.calls == calls
+    for got, wanted, given_array, copy in zip(found, expected, (x, target), before, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(given_array, copy)
+        assert got.dtype == wanted.dtype
+        assert not np.shares_memory(got, given_array)
+
+
+def test_training_augments_with_its_engine(monkeypatch, tmp_path):
+    """Once for each of 8 images, since the arrays are NumPy's, and for none of an evaluation."""
+    made = phantom.make(patients=2, size=16, seed=1)
+    train, validation = (made.subset(np.flatnonzero(made.patient_indices() == p)[:8]) for p in (0, 1))
+    net = UNet(widths=(2, 4), seed=2)
+    engines = []
+
+    def build(net, loss, batch_size, image_size, *arguments, **options):
+        kernels = Recorded(np)
+        engines.append(CudaEngine(net, loss, batch_size, image_size, kernels=kernels))
+        return engines[-1]
+
+    monkeypatch.setattr(training.engines, "build", build)
+    config = TrainingConfig(epochs=1, batch_size=4, augmentation=PRESETS["strong"])
+    training.fit(net, train, validation, config, normalization=Normalization(), folder=tmp_path, progress_bar=False)
+    assert engines[0].kernels.calls == ["affine", "add_noise"] * 8
+
+
 # --- A training -----------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +388,9 @@ def test_the_emulated_kernels_take_the_same_step():
         whole, difference = _norms(grads, expected[1])
         assert difference < 1e-4 * whole
         assert_all_close(stats, expected[2], 1e-5)
+        moved = augment(x, target, PRESETS["strong"], KEY, passes=engine)
+        for got, wanted in zip(moved, augment(x, target, PRESETS["strong"], KEY), strict=True):
+            assert_close(got, wanted, 1e-5)
 
 
 # --- On the device ----------------------------------------------------------------------------------------------------

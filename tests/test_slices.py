@@ -25,6 +25,8 @@ def test_names_and_indices_of_patients():
     assert len(slices) == 5
     assert slices.patient_names() == ("anna", "ben")
     assert slices.patient_indices().tolist() == [0, 0, 0, 1, 1]
+    assert slices.patient_indices() is slices.patient_indices()
+    assert not slices.patient_indices().flags.writeable
 
 
 def test_subset_takes_every_field_and_shares_no_memory():

@@ -68,8 +68,38 @@ PRESETS = {
 }
 
 
+class PixelPasses:
+    """What is done to all pixels of a batch by what was drawn: the passes over memory that a GPU has kernels for.
+
+    This is what they compute. An engine (minunet.engines) may compute it faster.
+    """
+
+    def warp(self, images: Array, masks: Array, matrices: np.ndarray) -> tuple[Array, Array]:
+        """``images`` (N, H, W, C) and ``masks`` (N, H, W, K) of any dtype, both moved by ``matrices`` (N, 2, 2)."""
+        row, column = _source_places(images, matrices)
+        return _interpolated(images, row, column), _nearest(masks, row, column)
+
+    def add_noise(self, images: Array, strength: Array, key: rng.Key) -> Array:
+        """``images`` plus ``strength`` (N, 1, 1, 1) times a standard normal number for each value.
+
+        The numbers of image n are those of the stream ``rng.NOISE`` of ``key.image + n``.
+        """
+        keys = [key._replace(stream=rng.NOISE, image=key.image + n) for n in range(len(images))]
+        noise = np.stack([rng.standard_normal(one, images[0].size) for one in keys]).reshape(images.shape)
+        return images + strength * array_module(images).asarray(noise.astype(images.dtype))
+
+
+PLAIN = PixelPasses()
+
+
 def augment(
-    images: Array, masks: Array, augmentation: Augmentation, key: rng.Key, *, move_masks: bool = True
+    images: Array,
+    masks: Array,
+    augmentation: Augmentation,
+    key: rng.Key,
+    *,
+    move_masks: bool = True,
+    passes: PixelPasses = PLAIN,
 ) -> tuple[Array, Array]:
     """Augmented copies of ``images`` (N, H, W, C), float, and ``masks`` (N, H, W, K), by what ``key`` draws.
 
@@ -86,9 +116,10 @@ def augment(
     if np.array_equal(matrices, np.broadcast_to(np.eye(2), matrices.shape)):
         moved_images, moved_masks = images.copy(), masks.copy()
     else:
-        moved_images = warp_linear(images, matrices)
-        moved_masks = warp_nearest(masks, matrices) if move_masks else masks.copy()
-    return change_intensity(moved_images, augmentation, generators), moved_masks
+        moved_images, moved_masks = passes.warp(images, masks, matrices)
+        if not move_masks:
+            moved_masks = masks.copy()
+    return change_intensity(moved_images, augmentation, generators, key, passes), moved_masks
 
 
 def draw_matrix(augmentation: Augmentation, generator: np.random.Generator) -> np.ndarray:
@@ -105,33 +136,6 @@ def draw_matrix(augmentation: Augmentation, generator: np.random.Generator) -> n
     return flip @ rotation @ np.diag(1 / growth)  # what grows in the output reads a smaller part of the input
 
 
-def warp_linear(images: Array, matrices: np.ndarray) -> Array:
-    """``images`` (N, H, W, C) moved by ``matrices`` (N, 2, 2), each value from the four pixels around its source.
-
-    The weights are those of linear interpolation along both axes.
-    """
-    xp = array_module(images)
-    _, _, width, channels = images.shape
-    row, column = _source_places(images, matrices)
-    above, before = xp.floor(row), xp.floor(column)
-    below, after = _weights(row - above, images), _weights(column - before, images)  # of the lower and right neighbours
-    top, bottom = _row_starts(images, above), _row_starts(images, above + 1)
-    left, right = _reflect(before, width), _reflect(before + 1, width)
-    pixels = images.reshape(-1, channels)
-    upper = (1 - after) * pixels.take(top + left, axis=0) + after * pixels.take(top + right, axis=0)
-    lower = (1 - after) * pixels.take(bottom + left, axis=0) + after * pixels.take(bottom + right, axis=0)
-    return (1 - below) * upper + below * lower
-
-
-def warp_nearest(images: Array, matrices: np.ndarray) -> Array:
-    """``images`` (N, H, W, C), of any dtype, moved by ``matrices`` (N, 2, 2), each value from the nearest pixel."""
-    xp = array_module(images)
-    _, _, width, channels = images.shape
-    row, column = _source_places(images, matrices)
-    nearest = _row_starts(images, xp.floor(row + 0.5)) + _reflect(xp.floor(column + 0.5), width)
-    return images.reshape(-1, channels).take(nearest, axis=0)
-
-
 def _source_places(images: Array, matrices: np.ndarray) -> tuple[Array, Array]:
     """For each output pixel the row and the column (N, H, W) of the input where its value comes from."""
     xp = array_module(images)
@@ -145,12 +149,41 @@ def _source_places(images: Array, matrices: np.ndarray) -> tuple[Array, Array]:
     return source_row, source_column
 
 
-def _weights(share: Array, images: Array) -> Array:
-    """``share`` (N, H, W) of each pixel, for all of its values: (N, H, W, C), in the dtype of ``images``.
+def _interpolated(images: Array, row: Array, column: Array) -> Array:
+    """The values of ``images`` at places (N, H, W) between the pixels: linear along both axes, of four neighbours.
 
-    (N, H, W, 1) would do, but slowly: NumPy's innermost loop would then run over the C values of one pixel.
+    Channel by channel, so that NumPy's innermost loop runs along a row of pixels, and over what was just written:
+    each image is small enough for the cache, and memory that is asked for anew is slow.
     """
-    return array_module(images).stack([share.astype(images.dtype)] * images.shape[3], axis=3)
+    xp = array_module(images)
+    _, _, width, channels = images.shape
+    above, before = xp.floor(row), xp.floor(column)
+    below, after = (row - above).astype(images.dtype), (column - before).astype(images.dtype)
+    above_share, before_share = 1 - below, 1 - after
+    top, bottom = _row_starts(images, above), _row_starts(images, above + 1)
+    left, right = _reflect(before, width), _reflect(before + 1, width)
+    corners = (top + left, top + right, bottom + left, bottom + right)
+    moved = xp.empty_like(images)
+    for c in range(channels):
+        pixels = images[..., c].ravel()
+        upper, upper_right, lower, lower_right = (pixels.take(corner) for corner in corners)
+        for near, far in ((upper, upper_right), (lower, lower_right)):
+            near *= before_share
+            far *= after
+            near += far
+        upper *= above_share
+        lower *= below
+        upper += lower
+        moved[..., c] = upper
+    return moved
+
+
+def _nearest(images: Array, row: Array, column: Array) -> Array:
+    """The values of ``images``, of any dtype, at places (N, H, W), each that of the nearest pixel."""
+    xp = array_module(images)
+    _, _, width, channels = images.shape
+    nearest = _row_starts(images, xp.floor(row + 0.5)) + _reflect(xp.floor(column + 0.5), width)
+    return images.reshape(-1, channels).take(nearest, axis=0)
 
 
 def _row_starts(images: Array, row: Array) -> Array:
@@ -162,15 +195,22 @@ def _row_starts(images: Array, row: Array) -> Array:
 
 def _reflect(place: Array, size: int) -> Array:
     """Places folded into [0, size): 2 1 0 | 0 1 2 ... and so on, the border pixel being its own neighbour."""
-    place = place.astype("int64")
+    place = place.astype("int32")
     place -= place // (2 * size) * (2 * size)  # the remainder: % would take longer than all three
     return array_module(place).minimum(place, 2 * size - 1 - place)
 
 
-def change_intensity(images: Array, augmentation: Augmentation, generators: list[np.random.Generator]) -> Array:
+def change_intensity(
+    images: Array,
+    augmentation: Augmentation,
+    generators: list[np.random.Generator],
+    key: rng.Key,
+    passes: PixelPasses = PLAIN,
+) -> Array:
     """``images`` (N, H, W, C) with gamma, contrast, brightness, blur and noise as drawn; the same array without any.
 
-    Gamma works on each image and channel scaled to [0, 1] and back.
+    Gamma works on each image and channel scaled to [0, 1] and back. The generators draw how strong each change is,
+    ``key`` the noise.
     """
     xp = array_module(images)
     axes = (1, 2)
@@ -193,9 +233,7 @@ def change_intensity(images: Array, augmentation: Augmentation, generators: list
         for axis in axes:
             images = (1 - share) * images + share * _neighbours_mean(images, axis)
     if augmentation.noise:
-        strength = abs(draw(augmentation.noise))
-        values = np.stack([g.standard_normal(images.shape[1:], dtype="float32") for g in generators])
-        images = images + strength * xp.asarray(values.astype(images.dtype))
+        images = passes.add_noise(images, abs(draw(augmentation.noise)), key)
     return images
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from minunet import rng
 from minunet.backend import Array, array_module, to_device
-from minunet.data.augment import Augmentation, augment
+from minunet.data.augment import PLAIN, Augmentation, PixelPasses, augment
 from minunet.data.normalize import VolumeStatistics, apply
 from minunet.data.slices import SliceSet
 
@@ -62,10 +62,12 @@ def prepare_batch(
     augmentation: Augmentation | None = None,
     move_masks: bool = True,
     key: rng.Key | None = None,
+    passes: PixelPasses = PLAIN,
 ) -> Batch:
     """The slices at ``indices``, on ``device``, normalised by the ``statistics`` of their patients, augmented if asked.
 
-    ``statistics`` has one row a patient of ``slices``. An augmentation needs the key of the step.
+    ``statistics`` has one row a patient of ``slices``. An augmentation needs the key of the step; ``passes`` are those
+    of the engine that the batch is for.
     """
     if augmentation is not None and key is None:
         raise ValueError("key must be given with an augmentation: it names the draw")
@@ -77,10 +79,10 @@ def prepare_batch(
     for start in range(0, len(indices), together):
         part = indices[start : start + together]
         x = apply(to_device(slices.images[part], device), statistics.take(patients[part]))
-        target = to_device(slices.masks[part].astype("float32"), device)
+        target = to_device(slices.masks[part], device).astype("float32")
         if augmentation is not None and key is not None:
             part_key = key._replace(image=key.image + start)
-            x, target = augment(x, target, augmentation, part_key, move_masks=move_masks)
+            x, target = augment(x, target, augmentation, part_key, move_masks=move_masks, passes=passes)
         parts.append((x, target))
     x, target = (array_module(parts[0][0]).concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Batch(x, target, tuple(slices.files[i] for i in indices))

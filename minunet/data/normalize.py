@@ -144,8 +144,10 @@ def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -
         raise ValueError(
             f"statistics must have shape {(count, channels)} or {(1, channels)}, got {statistics.low.shape}"
         )
-    # Four small arrays travel to the device, each number repeated along a row of pixels: NumPy's innermost loop then
-    # runs over the row, and not over the few channels of a pixel.
-    low, high, mean, std = (xp.asarray(np.tile(values.astype(dtype), width)[:, None, :]) for values in statistics)
-    rows = images.reshape(count, height, width * channels).astype(dtype)
-    return ((xp.clip(rows, low, high) - mean) / std).reshape(images.shape)
+    # Each number repeated along a row of pixels: NumPy's innermost loop then runs over the row, and not over the few
+    # channels of a pixel.
+    low, high, mean, std = xp.asarray(np.tile(np.stack(statistics).astype(dtype), width)[:, :, None, :])
+    rows = xp.clip(images.reshape(count, height, width * channels).astype(dtype), low, high)
+    rows -= mean
+    rows /= std
+    return rows.reshape(images.shape)

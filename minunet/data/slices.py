@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,9 +69,15 @@ class SliceSet:
         return tuple(dict.fromkeys(self.patients))
 
     def patient_indices(self) -> np.ndarray:
-        """For each slice the place of its patient in ``patient_names()``: int (S,)."""
+        """For each slice the place of its patient in ``patient_names()``: int (S,), read-only."""
+        return self._patient_indices
+
+    @cached_property  # every batch asks for it
+    def _patient_indices(self) -> np.ndarray:
         place = {name: index for index, name in enumerate(self.patient_names())}
-        return np.array([place[name] for name in self.patients], dtype=np.intp)
+        indices = np.array([place[name] for name in self.patients], dtype=np.intp)
+        indices.setflags(write=False)
+        return indices
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "SliceSet":
         """The slices at ``indices``, as a SliceSet with copied arrays.

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from minunet import rng
 from minunet.backend import Array
+from minunet.data.augment import PixelPasses
 from minunet.layers import Arrays
 from minunet.losses import SegmentationLoss
 from minunet.optim import AdamW, WeightEMA, clip_by_global_norm
@@ -35,8 +36,8 @@ def update_running_stats(net: UNet, batch_stats: Mapping[str, Array], momentum: 
         running[...] = momentum * running + (1 - momentum) * batch_stats[name]
 
 
-class Engine:
-    """What training asks of an engine; this class itself is the plain path.
+class Engine(PixelPasses):
+    """What training asks of an engine; this class itself is the plain path, from the augmentation of a batch on.
 
     ``name`` is all of an engine that the last bits of a result depend on: a checkpoint keeps it, and a resumed run
     warns if it is another one. ``reason`` says why the plain path is taken where an engine was asked for.

@@ -705,5 +705,9 @@ inline unsigned int __float_as_uint(float f) {
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
 }
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = static_cast<float>(sin(x * M_PI));
+    *cosine = static_cast<float>(cos(x * M_PI));
+}
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

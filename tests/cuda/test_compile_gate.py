@@ -50,6 +50,7 @@ BOUNDS = {
     "squares": (40, 2048),
     "sum_doubles": (40, 2048),
     "affine": (72, 0),
+    "add_noise": (40, 0),
 }
 
 #: Both precisions of training for the GPU that minunet aims at, and one for the oldest that has the instructions.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minunet import rng
-from minunet.data.augment import warp_linear, warp_nearest
+from minunet.data.augment import PLAIN
 from minunet.engines.cuda.kernels import PRECISIONS, PROGRAMS, CupyKernels, Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.optim import AdamW
@@ -352,8 +352,25 @@ def test_affine(float_kernels):
     moved = [kernels.xp.array(images), kernels.xp.array(masks)]
     kernels.affine(kernels.xp.asarray(images), kernels.xp.asarray(masks), matrices, *moved)
     moved_images, moved_masks = (array if isinstance(array, np.ndarray) else array.get() for array in moved)
-    np.testing.assert_array_equal(moved_images, warp_linear(images, matrices))
-    np.testing.assert_array_equal(moved_masks, warp_nearest(masks, matrices))
+    expected_images, expected_masks = PLAIN.warp(images, masks, matrices)
+    np.testing.assert_array_equal(moved_images, expected_images)
+    np.testing.assert_array_equal(moved_masks, expected_masks)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 3), (2, 16, 40, 3)])
+@pytest.mark.parametrize("key", [rng.Key(1), rng.Key(2**64 - 1, 2**63, 7, 5, 2**40)])
+def test_noise_is_numpys(float_kernels, shape, key):
+    """To the last bits of log, sine and cosine, of numbers up to 7. One image has no noise at all."""
+    kernels, numbers = float_kernels, Numbers("float32")
+    images, strength = numbers(*shape), 1 + np.abs(numbers(shape[0], 1, 1, 1))
+    strength[0] = 0 if shape[0] > 1 else 1
+    found = call(kernels, "add_noise", images, strength, key, empty(*shape))
+    expected = PLAIN.add_noise(images, strength, key)
+    assert np.abs(found[2] - expected).max() <= 3e-6 * strength.max()
+    assert (np.abs(found[2] - images).max(axis=(1, 2, 3)) > 0).tolist() == [size > 0 for size in strength.ravel()]
+    in_place = kernels.xp.array(images)
+    kernels.add_noise(in_place, kernels.xp.asarray(strength), key, in_place)
+    np.testing.assert_array_equal(in_place if isinstance(in_place, np.ndarray) else in_place.get(), found[2])
 
 
 def test_the_same_bits_in_every_order_of_threads():
@@ -391,3 +408,25 @@ def test_the_kernels_that_are_launched_are_those_of_the_files():
 def test_shapes_that_do_not_fit_are_refused(float_kernels, method, arrays):
     with pytest.raises(ValueError, match="must have shape"):
         getattr(float_kernels, method)(*(float_kernels.xp.zeros(shape, "float32") for shape in arrays))
+
+
+def test_augmentation_refuses_what_a_kernel_would_misread(float_kernels):
+    kernels = float_kernels
+    zeros = kernels.xp.zeros
+    images, masks, matrices = zeros((2, 4, 4, 3), "float32"), zeros((2, 4, 4, 1), "float32"), np.zeros((2, 2, 2))
+    strength, key = zeros((2, 1, 1, 1), "float32"), rng.Key(0)
+    for arguments in (
+        (images, masks[:1], matrices, images, masks[:1]),
+        (images, masks, matrices[:1], images, masks),
+        (images, masks, matrices, images[:1], masks),
+        (images, masks, matrices, images, zeros((2, 4, 4, 2), "float32")),
+    ):
+        with pytest.raises(ValueError, match="must have shape"):
+            kernels.affine(*arguments)
+    with pytest.raises(ValueError, match="strength must have shape"):
+        kernels.add_noise(images, strength[0], key, images)
+    for wrong in (zeros((2, 4, 4, 3), "float64"), zeros((2, 4, 4, 6), "float32")[..., ::2]):
+        with pytest.raises(ValueError, match="must be contiguous float32 arrays"):
+            kernels.add_noise(wrong, strength, key, images)
+        with pytest.raises(ValueError, match="must be contiguous float32 arrays"):
+            kernels.affine(images, masks, matrices, wrong, masks)

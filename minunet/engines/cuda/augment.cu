@@ -1,10 +1,15 @@
-// Augmentation: a batch of images and masks, each moved by its own affine map.
+// Augmentation: a batch of images and masks, each moved by its own affine map, and noise for the images.
 //
-// Specification: minunet.data.augment warp_linear (images) and warp_nearest (masks), reflection at the border included.
-// Places are computed in float64 and rounded to 1e-9 of a pixel as there, so masks are equal bit for bit.
+// Specification: minunet.data.augment.PixelPasses, warp and add_noise. Places are computed in float64 and rounded to
+// 1e-9 of a pixel as there, so masks and images are equal bit for bit; noise is but for the last bits of log, cos, sin.
 //
-// Idea: a thread an output pixel; it finds the place once, for all channels of image and mask.
-// Cost: memory: image and mask read and written once (four neighbours come from the caches); far below a step's.
+// Idea: for the map a thread an output pixel; it finds the place once, for all channels of image and mask. For the
+// noise a thread 8 values, which are what a block of random bits gives (rng.standard_normal, philox.cuh).
+//
+// Cost: memory: image and mask read and written once (four neighbours come from the caches), and for the noise images
+// read and written once, and about 700 instructions for 8 values. Both are far below a step's.
+
+#include "philox.cuh"
 
 __device__ __forceinline__ int reflect(double place, int size) {
     long long p = static_cast<long long>(place) % (2 * size);
@@ -43,4 +48,33 @@ extern "C" __global__ void __launch_bounds__(256)
     const long long nearest = (static_cast<long long>(n) * height + reflect(floor(row + 0.5), height)) * width +
                               reflect(floor(column + 0.5), width);
     for (int c = 0; c < mask_channels; ++c) moved_masks[pixel * mask_channels + c] = masks[nearest * mask_channels + c];
+}
+
+// noisy = images + strength * noise, each (n, values); strength (n). `noisy` may be `images`.
+extern "C" __global__ void __launch_bounds__(256)
+    add_noise(const float* images, const float* __restrict__ strength, float* noisy, int values, int count,
+              unsigned long long seed, unsigned long long epoch, unsigned long long step, unsigned long long stream,
+              unsigned long long first_image) {
+    const int blocks = (values + 7) / 8;
+    const long long index = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
+    if (index >= static_cast<long long>(blocks) * count) return;
+    const int n = static_cast<int>(index / blocks), block = static_cast<int>(index % blocks);
+    unsigned long long x[4];
+    philox(block, {seed, epoch, step, stream, first_image + n}, x);
+    const float size = strength[n];
+    for (int word = 0; word < 4; ++word) {
+        // Both halves of a number of Box & Muller: u in (0, 1], and an angle in units of pi.
+        const float u = (static_cast<float>(static_cast<unsigned int>(x[word])) + 0.5f) * 0x1p-32f;
+        const float angle = static_cast<float>(static_cast<int>(x[word] >> 32)) * 0x1p-31f;
+        const float radius = sqrtf(-2 * logf(u));
+        float sine, cosine;
+        sincospif(angle, &sine, &cosine);
+        for (int half = 0; half < 2; ++half) {
+            const int value = 8 * block + 2 * word + half;
+            if (value < values) {
+                const long long place = static_cast<long long>(n) * values + value;
+                noisy[place] = images[place] + size * (radius * (half ? sine : cosine));
+            }
+        }
+    }
 }

@@ -29,6 +29,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from minunet import memory, rng
 from minunet.backend import Array, array_module
 from minunet.engines.cuda.optimizer import MultiTensorAdamW, MultiTensorEMA
@@ -182,6 +184,21 @@ class CudaEngine(Engine):
 
     def average(self, values: Arrays, max_decay: float) -> MultiTensorEMA:
         return MultiTensorEMA(self.kernels, values, max_decay)
+
+    # --- Before the step ----------------------------------------------------------------------------------------------
+
+    # The thread that prepares batches calls these while a step runs: they use no memory of the engine.
+
+    def warp(self, images: Array, masks: Array, matrices: np.ndarray) -> tuple[Array, Array]:
+        xp = array_module(images)
+        moved_images, moved_masks = xp.empty_like(images), xp.empty_like(masks)
+        self.kernels.affine(images, masks, matrices, moved_images, moved_masks)
+        return moved_images, moved_masks
+
+    def add_noise(self, images: Array, strength: Array, key: rng.Key) -> Array:
+        noisy = array_module(images).empty_like(images)
+        self.kernels.add_noise(images, strength, key, noisy)
+        return noisy
 
 
 class Level:

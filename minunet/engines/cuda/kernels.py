@@ -70,7 +70,7 @@ PROGRAMS = {
     "dropout": Program("dropout.cu", ("dropout_bits",), precise=False),
     "loss": Program("loss.cu", ("loss_sums", "loss_value", "loss_gradient"), precise=False),
     "optimizer": Program("optimizer.cu", ("adamw", "lerp", "squares", "sum_doubles"), precise=False, like_numpy=True),
-    "augment": Program("augment.cu", ("affine",), precise=False, like_numpy=True),
+    "augment": Program("augment.cu", ("affine", "add_noise"), precise=False, like_numpy=True),
 }
 
 
@@ -443,10 +443,9 @@ class Kernels(SpecificationKernels):
 
     def dropout_bits(self, bits: Array, key: rng.Key, rate: float) -> None:
         n, words = bits.shape
-        key_words = [np.uint64(word) for word in (key.seed, key.epoch, key.step, key.stream, key.image)]
         threshold = round(rate * 2**16)
         blocks = _parts(n * words, 256)
-        self._launch("dropout", "dropout_bits", blocks, 256, bits, words, n, *key_words, threshold)
+        self._launch("dropout", "dropout_bits", blocks, 256, bits, words, n, *_key_words(key), threshold)
 
     def head(self, x: Array, weight: Array, bias: Array, logits: Array) -> None:
         if weight.shape[0] not in (1, 3):
@@ -536,12 +535,25 @@ class Kernels(SpecificationKernels):
     def affine(
         self, images: Array, masks: Array, matrices: np.ndarray, moved_images: Array, moved_masks: Array
     ) -> None:
-        """data.augment's warp_linear of ``images`` and warp_nearest of ``masks``, by (N, 2, 2) ``matrices``."""
         n, height, width, channels = images.shape
         sizes = (n, height, width, channels, masks.shape[3])
+        _check_like("moved_images", moved_images, images)
+        _check_images("masks", masks, (n, height, width))
+        _check_like("moved_masks", moved_masks, masks)
+        if matrices.shape != (n, 2, 2):
+            raise ValueError(f"matrices must have shape {(n, 2, 2)}, got {matrices.shape}")
         moves = self.xp.asarray(np.ascontiguousarray(matrices, dtype="float64"))
         blocks = _parts(n * height * width, 256)
         self._launch("augment", "affine", blocks, 256, images, masks, moves, moved_images, moved_masks, *sizes)
+
+    def add_noise(self, images: Array, strength: Array, key: rng.Key, noisy: Array) -> None:
+        _check_like("noisy", noisy, images)
+        n, values = len(images), images[0].size
+        if strength.shape != (n, 1, 1, 1):
+            raise ValueError(f"strength must have shape {(n, 1, 1, 1)}, got {strength.shape}")
+        blocks = _parts(n * _parts(values, 8), 256)
+        words = _key_words(key._replace(stream=rng.NOISE))
+        self._launch("augment", "add_noise", blocks, 256, images, strength, noisy, values, n, *words)
 
 
 class Table:
@@ -760,6 +772,11 @@ def _words(bits: Array | None) -> int:
     return 0 if bits is None else bits.shape[1]
 
 
+def _key_words(key: rng.Key) -> list[np.uint64]:
+    """A key as philox.cuh takes it."""
+    return [np.uint64(word) for word in (key.seed, key.epoch, key.step, key.stream, key.image)]
+
+
 def _pitch(name: str, x: Array) -> int:
     """How many elements lie between two pixels of ``x``, a view of some channels of a contiguous (N, H, W, C) array."""
     item, (_, height, width, channels) = x.dtype.itemsize, x.shape
@@ -785,3 +802,10 @@ def _check_images(name: str, x: Array, images: tuple[int, ...], channels: int | 
         raise ValueError(f"{name} must have shape {(*images, channels or 'C')}, got {x.shape}")
     if math.prod(x.shape[:3]) >= 2**31:
         raise ValueError(f"{name} must have fewer than 2**31 pixels, got {x.shape}")
+
+
+def _check_like(name: str, x: Array, example: Array) -> None:
+    _check_images(name, x, example.shape[:3], example.shape[3])
+    for array in (x, example):
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(f"{name} and what it is made of must be contiguous float32 arrays, got {array.dtype}")

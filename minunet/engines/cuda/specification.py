@@ -16,6 +16,7 @@ import numpy as np
 
 from minunet import losses, ops, rng
 from minunet.backend import Array, accumulation_dtype
+from minunet.data.augment import PLAIN
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 from minunet.ops.conv2d import Conv2dCache
 from minunet.optim import AdamW
@@ -289,6 +290,18 @@ class SpecificationKernels:
         """For all rows (average, value) of the table: average = decay * average + (1 - decay) * value."""
         for average, value in zip(*table, strict=True):
             average[...] = decay * average + (1 - decay) * value
+
+    # --- Augmentation -------------------------------------------------------------------------------------------------
+
+    def affine(
+        self, images: Array, masks: Array, matrices: np.ndarray, moved_images: Array, moved_masks: Array
+    ) -> None:
+        """data.augment.PixelPasses.warp; ``matrices`` (N, 2, 2) are NumPy's."""
+        moved_images[...], moved_masks[...] = PLAIN.warp(images, masks, matrices)
+
+    def add_noise(self, images: Array, strength: Array, key: rng.Key, noisy: Array) -> None:
+        """data.augment.PixelPasses.add_noise. ``noisy`` may be the array ``images``."""
+        noisy[...] = PLAIN.add_noise(images, strength, key)
 
 
 def flipped(xp: ModuleType, weight: Array) -> Array:
