@@ -213,24 +213,32 @@ def change_intensity(
     ``key`` the noise.
     """
     xp = array_module(images)
-    axes = (1, 2)
 
     def draw(amount: float) -> Array:
         """One number an image, from [-amount, amount], (N, 1, 1, 1)."""
         values = np.array([generator.uniform(-1, 1) for generator in generators]) * amount
         return xp.asarray(values.astype(images.dtype)[:, None, None, None])
 
+    def over_pixels(images: Array, method: str) -> Array:
+        """The min, max or mean of each image and channel, as often as a row has pixels, (N, 1, W, C).
+
+        So, and one axis after the other, NumPy's innermost loops run along a row, and not over the channels of a pixel.
+        """
+        row = getattr(images, method)(axis=1, keepdims=True)
+        row[...] = getattr(row, method)(axis=2, keepdims=True)
+        return row
+
     if augmentation.gamma:
-        low = images.min(axis=axes, keepdims=True)
-        extent = images.max(axis=axes, keepdims=True) - low
+        low = over_pixels(images, "min")
+        extent = over_pixels(images, "max") - low
         extent = xp.where(extent > 0, extent, images.dtype.type(1))
         images = ((images - low) / extent) ** (1 + draw(augmentation.gamma)) * extent + low
     if augmentation.contrast or augmentation.brightness:
-        mean = images.mean(axis=axes, keepdims=True)
+        mean = over_pixels(images, "mean")
         images = (images - mean) * (1 + draw(augmentation.contrast)) + mean + draw(augmentation.brightness)
     if augmentation.blur:
         share = abs(draw(augmentation.blur)) / 2
-        for axis in axes:
+        for axis in (1, 2):
             images = (1 - share) * images + share * _neighbours_mean(images, axis)
     if augmentation.noise:
         images = passes.add_noise(images, abs(draw(augmentation.noise)), key)
@@ -240,10 +248,6 @@ def change_intensity(
 def _neighbours_mean(images: Array, axis: int) -> Array:
     """The mean of the pixels before and after along ``axis``; at the border a pixel is its own neighbour."""
     xp = array_module(images)
-    padding = [(0, 0)] * images.ndim
-    padding[axis] = (1, 1)
-    padded = xp.pad(images, padding, mode="edge")
-    size = images.shape[axis]
-    before, after = [slice(None)] * images.ndim, [slice(None)] * images.ndim
-    before[axis], after[axis] = slice(0, size), slice(2, size + 2)
-    return (padded[tuple(before)] + padded[tuple(after)]) / 2
+    place, last = xp.arange(images.shape[axis]), images.shape[axis] - 1
+    before, after = xp.maximum(place - 1, 0), xp.minimum(place + 1, last)
+    return (images.take(before, axis=axis) + images.take(after, axis=axis)) / 2
