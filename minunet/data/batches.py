@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from minunet import rng
-from minunet.backend import Array, array_module, to_device
+from minunet.backend import Array, to_device
 from minunet.data.augment import PLAIN, Augmentation, PixelPasses, augment
 from minunet.data.normalize import VolumeStatistics, apply
 from minunet.data.slices import SliceSet
@@ -84,7 +84,8 @@ def prepare_batch(
             part_key = key._replace(image=key.image + start)
             x, target = augment(x, target, augmentation, part_key, move_masks=move_masks, passes=passes)
         parts.append((x, target))
-    x, target = (array_module(parts[0][0]).concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(parts) > 1:
+        x, target = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Batch(x, target, tuple(slices.files[i] for i in indices))
 
 

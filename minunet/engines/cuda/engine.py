@@ -185,7 +185,7 @@ class CudaEngine(Engine):
     def average(self, values: Arrays, max_decay: float) -> MultiTensorEMA:
         return MultiTensorEMA(self.kernels, values, max_decay)
 
-    # --- Before the step ----------------------------------------------------------------------------------------------
+    # --- Before it ----------------------------------------------------------------------------------------------------
 
     # The thread that prepares batches calls these while a step runs: they use no memory of the engine.
 
