@@ -152,8 +152,8 @@ def _source_places(images: Array, matrices: np.ndarray) -> tuple[Array, Array]:
 def _interpolated(images: Array, row: Array, column: Array) -> Array:
     """The values of ``images`` at places (N, H, W) between the pixels: linear along both axes, of four neighbours.
 
-    Channel by channel, so that NumPy's innermost loop runs along a row of pixels, and over what was just written:
-    each image is small enough for the cache, and memory that is asked for anew is slow.
+    Channel by channel, so that NumPy's innermost loops run along the rows, and in place, so that they find in the cache
+    what they need.
     """
     xp = array_module(images)
     _, _, width, channels = images.shape
