@@ -31,17 +31,23 @@ from minunet.errors import UserError  # noqa: E402
 #: (file, text, what stands in its place). The compiler must not see that a stage is never run: `rounded` is 0 or 1.
 Change = tuple[str, str, str]
 FENCE = '    emulator::fence_proxy();\n#else\n    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");'
-COPY = '    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"'
-WEIGHTS = "copy_async(to + o * 16, from + min(o, left - 1) * ELEMENTS, 16);"
+COPY = 'asm volatile(\n        "{.reg .pred none;'
+WEIGHTS = "copy_async(to + q * 16, from + q * ELEMENTS);"
 RESULT = "    write_result(c, tile, result, pixel_of);"
 STAGES: dict[str, tuple[Change, ...]] = {
     "all of it": (),
     "no fences": (("wgmma.cuh", FENCE, "#else"),),
-    "no copies": (("ptx.cuh", COPY, COPY.replace("asm", "if (bytes == 77) asm")),),
-    "no weights": (("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),),
-    "no pixels": (("conv_wgmma.cu", "load_patch<PATCH_LOADERS>(", "if (rounded == 77) load_patch<PATCH_LOADERS>("),),
+    "no 16-byte copies": (("ptx.cuh", COPY, f"if (to == 77) {COPY}"),),
+    "no weights": (
+        ("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),
+        ("conv_wgmma.cu", "if (lane == 0) copy_bulk(", "if (rounded == 77) copy_bulk("),
+        ("conv_wgmma.cu", "at.columns.count * TAP_BYTES);", "0);"),
+    ),
+    "no pixels": (
+        ("conv_wgmma.cu", "if (aligned(c)) load_patch", "if (rounded != 77) {} else if (aligned(c)) load_patch"),
+    ),
     "no products": (
-        ("conv_wgmma.cu", "multiply_group<0>(sum[q]", "if (rounded == 77) multiply_group<0>(sum[q]"),
+        ("conv_wgmma.cu", "multiply_group<0>(sum[q]", "if (blockDim.x == 77) multiply_group<0>(sum[q]"),
         ("grad_weight_wgmma.cu", "multiply_group<1>(sum[v]", "if (blockDim.x == 77) multiply_group<1>(sum[v]"),
     ),
     "no result": (("conv_wgmma.cu", RESULT, RESULT.replace("write", "if (rounded == 77) write")),),
@@ -111,7 +117,7 @@ def milliseconds(cupy: Any, call: Callable[[], Any], calls: int = 10, rounds: in
     return statistics.median(times)
 
 
-def left_out(cupy: Any, precision: str) -> None:
+def left_out(cupy: Any, precision: str, bulk: bool) -> None:
     print("| layer, batch 16 | left out | convolution, ms | TFLOP/s | gradient of the weights, ms | TFLOP/s |")
     print("|---|---|---|---|---|---|")
     original = engine_kernels.source
@@ -124,6 +130,7 @@ def left_out(cupy: Any, precision: str) -> None:
             engine_kernels.source = changed(changes)  # type: ignore[assignment]
             try:
                 kernels = engine_kernels.CupyKernels(precision)
+                kernels.bulk = bulk
                 x, y = (cupy.empty(shape, kernels.dtype) for _ in range(2))
                 for array in (x, y):
                     kernels.store(array, cupy.asarray(draw.standard_normal(shape, dtype=np.float32)))
@@ -173,6 +180,7 @@ def wgmma_alone(cupy: Any) -> None:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="bf16", help="default bf16")
+    parser.add_argument("--bulk", action="store_true", help="with the weights by bulk copies")
     parser.add_argument("--wgmma", action="store_true", help="time wgmma alone")
     options = parser.parse_args(arguments)
     resolve_device("cuda")
@@ -182,7 +190,7 @@ def main(arguments: list[str]) -> None:
     if options.wgmma:
         wgmma_alone(cupy)
     else:
-        left_out(cupy, options.precision)
+        left_out(cupy, options.precision, options.bulk)
 
 
 if __name__ == "__main__":

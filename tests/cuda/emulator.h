@@ -342,6 +342,13 @@ inline float bf16(unsigned int bits) {
     return value;
 }
 
+inline unsigned int to_bf16(float x) {
+    unsigned int bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // NaN
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 struct Fragments {
     unsigned int a[4], b[2];
 };

@@ -36,10 +36,15 @@ def library() -> ctypes.CDLL | None:
 
 
 def compile_program(name: str, precision: str, architecture: str) -> dict[str, Compiled]:
-    """The kernels of a program of minunet.engines.cuda.kernels, compiled to machine code as CuPy would.
+    """What the assembler says of the kernels of a program of minunet.engines.cuda.kernels.
 
     Raises ValueError with the compiler's messages if it refuses the source.
     """
+    return _read(machine_code(name, precision, architecture)[1])
+
+
+def machine_code(name: str, precision: str, architecture: str) -> tuple[bytes, str]:
+    """A program compiled as CuPy would, and what the assembler says of it (its option -v). Raises as above."""
     nvrtc = library()
     assert nvrtc is not None
     program = PROGRAMS[name]
@@ -62,11 +67,11 @@ def compile_program(name: str, precision: str, architecture: str) -> dict[str, C
         assert cubin.raw.startswith(b"\x7fELF")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(handle))
-    return _read(text)
+    return cubin.raw, text
 
 
 def _read(log: str) -> dict[str, Compiled]:
-    """The assembler's report (its option -v), by kernel."""
+    """The assembler's report, by kernel."""
     compiled = {}
     serialised = "wgmma.mma_async instructions are serialized" in log
     for part in log.split("Compiling entry function '")[1:]:

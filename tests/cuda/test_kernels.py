@@ -17,7 +17,7 @@ from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.optim import AdamW
 from tests.cuda.emulator import COMPILER, EmulatedKernels, kernel_names
 
-SUMS = 3e-6  # what float32 sums of the tests' lengths are allowed, relative to the largest value
+SUMS = 5e-6  # what float32 sums of the tests' lengths are allowed, relative to the largest value
 STORED = {"float32": SUMS, "tf32": 6e-4, "bf16": 5e-3}  # an activation: float32, or 10 or 7 bits of mantissa
 
 DEVICES = (["emulator"] if COMPILER else []) + (["gpu"] if CupyKernels.why_not() is None else [])

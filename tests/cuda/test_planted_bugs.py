@@ -31,6 +31,13 @@ def weight_gradient(kernels: Kernels) -> None:
     assert_agrees(kernels, "conv3x3_grad_weight", x, dy, empty(3, 3, 8, 24))
 
 
+def long_weight_gradient(kernels: Kernels) -> None:
+    """More tiles a block than there are stages."""
+    numbers = Numbers(kernels.precision)
+    x, dy = numbers.activation(4, 33, 20, 8), numbers.activation(4, 33, 20, 8)
+    assert_agrees(kernels, "conv3x3_grad_weight", x, dy, empty(3, 3, 8, 8))
+
+
 def transposed_weight_gradient(kernels: Kernels) -> None:
     numbers = Numbers(kernels.precision)
     x, dy = numbers.activation(2, 17, 3, 8), numbers.activation(2, 34, 6, 8)
@@ -140,16 +147,16 @@ BUGS = [
     Bug(
         "a fragment's rows in the order of its columns",
         "grad_weight.cu",
-        "row(lane % 4 + i / 2 * 4) + (channel + lane / 4 + i % 2 * 8) * 4",
-        "row(lane % 4 + i % 2 * 4) + (channel + lane / 4 + i / 2 * 8) * 4",
+        "a[m][2 * k] = two.x, a[m][2 * k + 1] = two.y;",
+        "a[m][k] = two.x, a[m][k + 2] = two.y;",
         weight_gradient,
         WRONG,
     ),
     Bug(
         "the lanes name the rows of a bf16 fragment in the wrong order",
         "grad_weight.cu",
-        "row(lane % 8 + lane / 16 * 8) + (channel + lane / 8 % 2 * 8) * 2",
-        "row(lane % 8 + lane / 8 % 2 * 8) + (channel + lane / 16 * 8) * 2",
+        "return (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 16;",
+        "return (lane % 8 + lane / 8 % 2 * 8) * PITCH + lane / 16 * 16;",
         weight_gradient,
         WRONG,
         precision="bf16",
@@ -250,8 +257,8 @@ BUGS = [
     ),
     Bug(
         "a register more than the tile has columns: shared memory written beyond its end",
-        "conv.cu",
-        "constexpr int RESULT_PITCH = CHANNELS + 8;",
+        "conv.cuh",
+        "constexpr int RESULT_PITCH = (CHANNELS * 9 / 8 + 7) / 16 * 16 + 8;",
         "constexpr int RESULT_PITCH = 3 * CHANNELS + 8;",
         convolution,
         "access to forbidden memory",
@@ -268,8 +275,8 @@ BUGS = [
     Bug(
         "wgmma is not told that copies have written what it reads",
         "conv_wgmma.cu",
-        "            copy_wait<1>();\n            written_for_products();",
-        "            copy_wait<1>();",
+        "                copy_wait<1>();\n                written_for_products();",
+        "                copy_wait<1>();",
         convolution,
         "without fence.proxy.async",
         hopper=True,
@@ -295,32 +302,57 @@ BUGS = [
     Bug(
         "who waits for a bulk copy always names the first phase",
         "conv_wgmma.cu",
-        "arrival_wait(&arrived[stage], step / STAGES % 2);",
+        "arrival_wait(&arrived[stage], phase);",
         "arrival_wait(&arrived[stage], 0);",
         convolution,
-        "deadlock",
+        WRONG,
         hopper=True,
         bulk=True,
     ),
     Bug(
         "fewer bytes are expected than the bulk copies bring",
         "conv_wgmma.cu",
-        "arrival_expect(&arrived[stage], 4 * 16 * left);",
-        "arrival_expect(&arrived[stage], 3 * 16 * left);",
+        "arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);",
+        "arrival_expect(&arrived[stage], TAP_BYTES);",
         convolution,
         "deadlock: it waits for an mbarrier",
         hopper=True,
         bulk=True,
     ),
     Bug(
-        "a loader copies pixels whose places another has not yet worked out",
-        "grad_weight_wgmma.cu",
-        "                barrier_wait(LOADING, LOADERS);",
-        "                //",
-        weight_gradient,
+        "a tile's rows are found while a slow warp still copies the tile that had their place before",
+        "grad_weight.cu",
+        "        copy_wait<0>();\n        __syncthreads();  // the tile is there",
+        "        copy_wait<0>();\n        find_rows(tile + 2);\n        __syncthreads();  // the tile is there",
+        long_weight_gradient,
         WRONG,
+    ),
+    Bug(
+        "a stage is filled while a warpgroup still multiplies it",
+        "grad_weight_wgmma.cu",
+        "                if (tile >= STAGES) barrier_wait(FREE + tile % STAGES, MULTIPLIERS + LOADERS);",
+        "",
+        long_weight_gradient,
+        "",
         precision="bf16",
         hopper=True,
+    ),
+    Bug(
+        "the sums of a channel's warps overwrite results that another warp still reads",
+        "conv.cuh",
+        "    __syncthreads();  // nobody reads the result any more",
+        "",
+        convolution,
+        WRONG,
+    ),
+    Bug(
+        "lanes that have the same channels do not add up their shares of the statistics",
+        "conv.cuh",
+        "    for (int lanes = PARTS; lanes < 32; lanes *= 2) {",
+        "    for (int lanes = 2 * PARTS; lanes < 32; lanes *= 2) {",
+        convolution,
+        WRONG,
+        precision="bf16",
     ),
 ]
 

@@ -1,8 +1,7 @@
 // Bulk copies: one thread asks for many bytes, and Hopper's copy engine brings them to shared memory by itself.
 //
-// The asynchronous copies of ptx.cuh are the threads' own: 16 bytes each, and an H200 takes some 2.7 cycles for one,
-// however few threads ask and however the bytes lie (benchmarks/results): 6 bytes a cycle, for a multiprocessor that
-// multiplies what it reads a hundred times over. A bulk copy of a kilobyte costs the threads one instruction.
+// The asynchronous copies of ptx.cuh are the threads' own: 16 bytes for each lane of an instruction, and the address of
+// each has to be worked out. A bulk copy of some kilobytes costs one thread one instruction.
 //
 // Who waits for it waits at a barrier in shared memory (an "mbarrier"), which counts bytes: the asking thread says how
 // many will come, the engine counts them down, and at zero the barrier changes its phase: 0, 1, 0, ... A waiting thread

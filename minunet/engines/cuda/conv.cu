@@ -23,12 +23,33 @@
 // Hopper has an instruction that reads shared memory itself: conv_wgmma.cu.
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;  // each warp has 64 pixels x 8 FRAGMENTS_N channels (kernels.py)
 constexpr int PIXELS = 64 * WARPS_M, CHANNELS = 8 * FRAGMENTS_N * WARPS_N;
-constexpr int STAGES = 3, PATCHES = 3;            // steps in shared memory: one in use, two on their way
-constexpr int PATCH = PIXELS == 128 ? 180 : 340;  // (8 + 2) (16 + 2) pixels, or (32 + 2) (8 + 2)
-constexpr int PITCH = 64 + 16;  // bytes from row to row: with the 16, any 8 neighbouring rows fill all 32 banks
-constexpr int PATCH_BYTES = PATCH * PITCH, WEIGHT_BYTES = CHANNELS * PITCH;
-constexpr int RESULT_PITCH = CHANNELS + 8;
+constexpr int STAGES = 3, PATCHES = 3;  // steps in shared memory: one in use, two on their way
+constexpr int PITCH = 64 + 16;          // bytes from row to row: with the 16, any 8 neighbouring rows fill all 32 banks
 #include "conv.cuh"
+constexpr int PATCH_BYTES = PATCH * PITCH, WEIGHT_BYTES = CHANNELS * PITCH;
+
+// One product of the sum over taps. first: whether its patch, number `patch` of its panel, has to be loaded for it;
+// else the tap before reads the same.
+struct Tap {
+    int weight, place, patch;  // place: the pixel of the patch that the tile's first pixel meets
+    bool first;
+};
+
+// Fills taps[], by one thread, and returns how many there are, at most nine: those of one patch together.
+__device__ __forceinline__ int plan_taps(const Convolution& c, int parity, Tap* taps) {
+    int count = 0;
+    for (int source = 0; source < sources(c); ++source) {
+        const int of = c.direction == UP ? parity : source;
+        const Axis rows = axis_of(c.direction, c.kernel, of / 2), columns = axis_of(c.direction, c.kernel, of % 2);
+        for (int tap = 0; tap < rows.count * columns.count; ++tap, ++count) {
+            const int a = rows.first + tap / columns.count, b = columns.first + tap % columns.count;
+            const int u = rows.start + rows.step * a, v = columns.start + columns.step * b;
+            if (threadIdx.x == 0)
+                taps[count] = {u * c.kernel + v, (a + 1) * c.patch_columns() + b + 1, source, tap == 0};
+        }
+    }
+    return count;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     convolve(const element* __restrict__ x, int x_pitch, const element* __restrict__ weight, element* __restrict__ y,
@@ -49,25 +70,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const int tap_count = plan_taps(c, tile.parity, taps), steps = tap_count * c.panels();
     locate_patch(c, tile, pixel_of);
 
-    const bool aligned = x_pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(x) % 16 == 0;
     unsigned char* weights = shared + PATCHES * PATCH_BYTES;
-    const int patches = c.in_step() * c.in_step();  // of a panel
     int panel = 0, tap_number = 0;
     // Begins to copy the next step to a stage, and returns where its tap begins in the patches, in bytes.
     auto load = [&](int stage) {
         if (panel == c.panels()) return 0;  // beyond the end
         const Tap tap = taps[tap_number];
-        const int patch = (panel * patches + tap.patch) % PATCHES * PATCH_BYTES, weight = stage * WEIGHT_BYTES;
-        if (tap.first)
-            load_patch<THREADS>(c, panel, tap, pixel_of, aligned, thread,
-                                [&](int pixel, int part) { return shared + patch + pixel * PITCH + part * 16; });
-        for (int q = thread; q < 4 * CHANNELS; q += THREADS) {
-            const int part = q / CHANNELS, channel = q % CHANNELS;
-            const bool inside = tile.first_channel + channel < out_channels;
-            const element* from =
-                inside ? c.weight + weight_place(c, tile, tap, panel, part) + channel * ELEMENTS : c.weight;
-            copy_async(weights + weight + channel * PITCH + part * 16, from, inside ? 16 : 0);
-        }
+        const int patch = (panel * sources(c) + tap.patch) % PATCHES * PATCH_BYTES;
+        auto to = [&](int pixel, int part) { return shared + patch + pixel * PITCH + part * 16; };
+        if (tap.first && aligned(c)) load_patch<THREADS, PITCH>(c, panel, tap.patch, thread, pixel_of, to);
+        else if (tap.first) load_any_patch<THREADS>(c, panel, tap.patch, thread, pixel_of, to);
+        const element* from = weights_of(c, tile, tap.weight, panel);
+        for (int q = thread; q < 4 * CHANNELS; q += THREADS)
+            copy_async(weights + stage * WEIGHT_BYTES + q % CHANNELS * PITCH + q / CHANNELS * 16, from + q * ELEMENTS);
         if (++tap_number == tap_count) tap_number = 0, ++panel;
         return patch + tap.place * PITCH;
     };
@@ -130,11 +145,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             for (int half = 0; half < 2; ++half) {
                 int pixel = warp_m * 64 + f * 16 + lane / 4 + 8 * half,
                     channel = (warp_n * FRAGMENTS_N + n) * 8 + lane % 4 * 2;
-                *reinterpret_cast<float2*>(result + pixel * RESULT_PITCH + channel) = {sum[f][n][2 * half],
-                                                                                       sum[f][n][2 * half + 1]};
+                *reinterpret_cast<float2*>(result + pixel * RESULT_PITCH + result_place(channel)) = {
+                    sum[f][n][2 * half], sum[f][n][2 * half + 1]};
             }
     locate_result(c, tile, pixel_of);
     __syncthreads();
     write_result(c, tile, result, pixel_of);
-    if (partials) write_statistics(c, tile, result, pixel_of);
 }

@@ -17,9 +17,12 @@ typedef float element;
 
 constexpr int ELEMENTS = 16 / sizeof(element);  // in 16 bytes, the widest access of a thread
 
-struct alignas(16) Pack {  // what a thread reads or writes at once
-    element e[ELEMENTS];
+template <int V>
+struct alignas(V * sizeof(element))
+    Values {  // V neighbouring channels of a pixel: what a thread reads or writes at once
+    element e[V];
 };
+typedef Values<ELEMENTS> Pack;
 
 __device__ __forceinline__ float to_float(element x) {
 #ifdef PRECISION_BF16
@@ -32,9 +35,7 @@ __device__ __forceinline__ float to_float(element x) {
 // The nearest element, of two equally near ones the even one. NaN stays NaN.
 __device__ __forceinline__ element to_element(float x) {
 #ifdef PRECISION_BF16
-    unsigned int bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
-    return static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return static_cast<unsigned short>(to_bf16(x, 0.0f));
 #else
     return x;
 #endif
@@ -49,6 +50,49 @@ __device__ __forceinline__ element to_factor(float x) {
     return __uint_as_float((bits + 0x1000u) & 0xffffe000u);
 #else
     return to_element(x);
+#endif
+}
+
+// The same for V at once. Two bf16 numbers share a register, and one instruction rounds both: one by one, packing and
+// unpacking them takes more instructions than a batch norm.
+template <int V>
+__device__ __forceinline__ void to_floats(Values<V> from, float (&x)[V]) {
+    if constexpr (sizeof(element) == 2 && V % 2 == 0) {
+        const unsigned int* words = reinterpret_cast<const unsigned int*>(from.e);
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) {
+            x[2 * i] = __uint_as_float(words[i] << 16);
+            x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) x[i] = to_float(from.e[i]);
+    }
+}
+
+template <int V>
+__device__ __forceinline__ Values<V> to_elements(const float (&x)[V]) {
+    Values<V> result;
+    if constexpr (sizeof(element) == 2 && V % 2 == 0) {
+        unsigned int* words = reinterpret_cast<unsigned int*>(result.e);
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) words[i] = to_bf16(x[2 * i], x[2 * i + 1]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) result.e[i] = to_element(x[i]);
+    }
+    return result;
+}
+
+template <int V>
+__device__ __forceinline__ Values<V> to_factors(const float (&x)[V]) {
+#ifdef PRECISION_TF32
+    Values<V> result;
+#pragma unroll
+    for (int i = 0; i < V; ++i) result.e[i] = to_factor(x[i]);
+    return result;
+#else
+    return to_elements(x);
 #endif
 }
 
@@ -70,9 +114,21 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned int (&a)[
 #endif
 }
 
-// Whether bit `index` of an image's dropout mask (dropout.cu) says "kept".
-__device__ __forceinline__ bool kept(const unsigned short* bits, int words_an_image, int image, size_t index) {
-    return bits[static_cast<size_t>(image) * words_an_image + index / 16] >> (index % 16) & 1;
+// Which of COUNT values, from `index` of an image on, its dropout mask (dropout.cu) keeps: bit i says it of value
+// index + i.
+template <int COUNT>
+__device__ __forceinline__ unsigned int kept(const unsigned short* bits, int words_an_image, int image, int index) {
+    static_assert(COUNT <= 16, "they lie in two words at most");
+    const unsigned short* row = bits + static_cast<size_t>(image) * words_an_image;
+    const int last = min((index + COUNT - 1) / 16, words_an_image - 1);
+    return (row[index / 16] | static_cast<unsigned int>(row[last]) << 16) >> index % 16;
+}
+
+// Dropout: what is kept is multiplied by scale, the rest is 0.
+template <int V>
+__device__ __forceinline__ void drop_out(float (&x)[V], unsigned int kept_bits, float scale) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] = kept_bits >> i & 1 ? x[i] * scale : 0;
 }
 
 // Fills 16 bytes of shared memory with the `count` elements at `from` and then zeros, one by one: for places that are

@@ -281,17 +281,21 @@ def step_bytes(
     """About what a training step needs at its peak, in bytes; with large matrix products if ``row3``.
 
     The buffers; five arrays for each parameter (value, gradient, two moments, average); and while they work, the
-    kernels two more of each weight (laid out as they read it) and a quarter of a gigabyte of partial sums, the large
-    matrix products some six arrays of the size of the scratch.
+    kernels two more of each weight (laid out as they read it), the windows of the images, and a quarter of a gigabyte of
+    partial sums, the large matrix products some six arrays of the size of the scratch.
 
     >>> net = UNet(widths=(16, 32, 64))
     >>> [round(step_bytes(net, (256, 256), 16, precision) / 1e9, 2) for precision in ("float32", "tf32", "bf16")]
-    [1.03, 1.03, 0.66]
+    [1.16, 1.16, 0.73]
     """
     sizes = {"activation": 2 if precision == "bf16" else 4, "bits": 2, "real": 4}
     buffers = {name: sizes[kind] * math.prod(shape) for name, kind, shape in plan(net, batch, *image_size)}
     weights = sum(array.nbytes for array in net.parameters().values())
-    working = 6 * buffers["scratch"] if row3 else 2 * weights * sizes["activation"] // 4 + 2**28
+    if row3:
+        working = 6 * buffers["scratch"]
+    else:
+        windows = 9 * buffers["images"] * 32 // 27  # of the first convolution (windows.cu)
+        working = 2 * weights * sizes["activation"] // 4 + windows + 2**28
     return sum(buffers.values()) + 5 * weights + working
 
 

@@ -17,12 +17,13 @@
 // the patch is dy's, the pixels are x's, and rows and columns of the result change places (patch_stride, pixel_stride).
 //
 // Pixels lie behind each other in memory, channels side by side; the tensor core wants, for both factors, neighbours in
-// the summed axis side by side. For bf16 ldmatrix transposes on the way; for TF32 each lane fetches its words one by
-// one, which costs no more: rows are 64 words + 8, so that the 4 x 8 words of a fragment are in 32 different banks.
+// the summed axis side by side. For bf16 ldmatrix transposes on the way. For TF32 each lane fetches its words itself,
+// of the patch two neighbouring channels at a time: which channel is which row of a fragment is free. Rows are 64 words
+// + 8, so that what a warp reads at a time is in 32 different banks.
 //
-// Cost against the roofline (H100, TF32): a warp reads 32 words a lane for 24 mma.sync: 384 cycles of shared memory for
-// 12 warps, beside about 450 for their products. L2: (180 + 128) * 256 bytes for 9 * 2 * 64 * 64 * 128 operations, 120
-// operations a byte: 5.5 TB/s feed 650 TFLOP/s.
+// Cost against the roofline (H100, TF32): a warp reads 32 words a lane for 24 mma.sync: 384 cycles of shared memory
+// for 12 warps, beside about 450 for their products. L2: (180 + 128) * 256 bytes for 9 * 2 * 64 * 64 * 128
+// operations, 120 operations a byte: 5.5 TB/s feed 650 TFLOP/s.
 constexpr int STAGES = 2, PATCH_SIDE = 64, PIXEL_SIDE = 64;
 #include "grad_weight.cuh"
 
@@ -30,30 +31,75 @@ constexpr int MOST_THREADS = 384;
 constexpr int PITCH = 64 * sizeof(element) + (sizeof(element) == 4 ? 32 : 16);  // bytes from pixel to pixel, see above
 constexpr int STAGE_BYTES = (PATCH + PIXELS) * PITCH;
 constexpr int K_STEP = 32 / sizeof(element);  // pixels that one tensor-core instruction sums over
-
-// a (16 patch channels x K_STEP pixels) and b (K_STEP pixels x 16 pixel channels, two fragments) from rows of pixels.
-// row(k): the address of pixel k's channels.
-template <class Row>
-__device__ __forceinline__ void load_a(unsigned int (&a)[4], int lane, int channel, Row row) {
-#ifdef PRECISION_BF16
-    load_matrices_transposed(a, row(lane % 8 + lane / 16 * 8) + (channel + lane / 8 % 2 * 8) * 2);
+#ifdef PRECISION_F32
+constexpr int AT_ONCE = 1;  // of them, in the registers that three products leave
 #else
-    for (int i = 0; i < 4; ++i)
-        a[i] = *reinterpret_cast<const unsigned int*>(row(lane % 4 + i / 2 * 4) + (channel + lane / 4 + i % 2 * 8) * 4);
+constexpr int AT_ONCE = 2;
 #endif
+
+// The 32 patch channels (two fragments of 16) and 32 pixel channels (four of 8) that a warp multiplies, for K_STEP
+// pixels. from: where this lane's part is, of the first pixel.
+#ifdef PRECISION_BF16
+__device__ __forceinline__ int patch_part(int lane) { return (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 16; }
+__device__ __forceinline__ int pixel_part(int lane) { return (lane % 8 + lane / 8 % 2 * 8) * PITCH + lane / 16 * 16; }
+__device__ __forceinline__ void load_a(unsigned int (&a)[2][4], const unsigned char* from) {
+    load_matrices_transposed(a[0], from);
+    load_matrices_transposed(a[1], from + 32);
 }
-
-template <class Row>
-__device__ __forceinline__ void load_b(unsigned int (&b)[2][2], int lane, int channel, Row row) {
-#ifdef PRECISION_BF16
-    unsigned int d[4];
-    load_matrices_transposed(d, row(lane % 8 + lane / 8 % 2 * 8) + (channel + lane / 16 * 8) * 2);
-    b[0][0] = d[0], b[0][1] = d[1], b[1][0] = d[2], b[1][1] = d[3];
+__device__ __forceinline__ void load_b(unsigned int (&b)[4][2], const unsigned char* from) {
+#pragma unroll
+    for (int n = 0; n < 4; n += 2) {
+        unsigned int d[4];
+        load_matrices_transposed(d, from + n * 16);
+        b[n][0] = d[0], b[n][1] = d[1], b[n + 1][0] = d[2], b[n + 1][1] = d[3];
+    }
+}
+__device__ __forceinline__ int patch_channel(int fragment, int row) { return 16 * fragment + row; }
 #else
-    for (int n = 0; n < 2; ++n)
-        for (int i = 0; i < 2; ++i)
-            b[n][i] = *reinterpret_cast<const unsigned int*>(row(lane % 4 + i * 4) + (channel + lane / 4 + n * 8) * 4);
+// Of each 16 channels of the patch a lane has 2 g and 2 g + 1 (g = lane / 4): they are rows g and g + 8.
+__device__ __forceinline__ int patch_part(int lane) { return lane % 4 * PITCH + lane / 4 * 8; }
+__device__ __forceinline__ int pixel_part(int lane) { return lane % 4 * PITCH + lane / 4 * 4; }
+__device__ __forceinline__ void load_a(unsigned int (&a)[2][4], const unsigned char* from) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const uint2 two = *reinterpret_cast<const uint2*>(from + k * 4 * PITCH + m * 64);
+            a[m][2 * k] = two.x, a[m][2 * k + 1] = two.y;
+        }
+}
+__device__ __forceinline__ void load_b(unsigned int (&b)[4][2], const unsigned char* from) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) b[n][k] = *reinterpret_cast<const unsigned int*>(from + k * 4 * PITCH + n * 32);
+}
+__device__ __forceinline__ int patch_channel(int fragment, int row) { return 16 * fragment + 2 * (row % 8) + row / 8; }
 #endif
+
+// The products of a tile, for COUNT taps side by side. patch: where this lane's part of the first tap is, pixels: of
+// the pixels.
+template <int COUNT>
+__device__ __forceinline__ void multiply_tile(float (&sum)[3][2][4][4], const unsigned char* patch,
+                                              const unsigned char* pixels) {
+#pragma unroll 1
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll AT_ONCE
+        for (int k = 0; k < COLUMNS; k += K_STEP) {
+            unsigned int a[2][4], b[4][2];
+            load_b(b, pixels + k * PITCH);
+#pragma unroll
+            for (int v = 0; v < COUNT; ++v) {
+                load_a(a, patch + (k + v) * PITCH);
+#pragma unroll
+                for (int m = 0; m < 2; ++m)
+#pragma unroll
+                    for (int n = 0; n < 4; ++n) multiply(sum[v][m][n], a[m], b[n]);
+            }
+        }
+        patch += PATCH_COLUMNS * PITCH;
+        pixels += COLUMNS * PITCH;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
@@ -64,59 +110,59 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     const Product p = {patch, patch_pitch, patch_channels, pixels, pixel_pitch,  pixel_channels, images,  height,
                        width, transposed,  kernel,         splits, patch_stride, pixel_stride,   partials};
     DYNAMIC_SHARED(shared);
-    __shared__ int place[2][PATCH + PIXELS];  // for two tiles
+    __shared__ int rows[2][ROWS + 2];  // the numbers of the rows of two tiles
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tap_row = warp / 4, quarter_m = warp / 2 % 2 * 32, quarter_n = warp % 2 * 32;
     const Share s = share_of(p);
     auto load = [&](int tile) {
         unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
-        load_tile(
-            p, s, tile, place[tile % 2], threadIdx.x, blockDim.x,
+        load_tile<PITCH, PITCH>(
+            p, s, tile, rows[tile % 2], threadIdx.x, blockDim.x,
             [&](int pixel, int part) { return to + pixel * PITCH + part * 16; },
             [&](int pixel, int part) { return to + (PATCH + pixel) * PITCH + part * 16; });
     };
+    // This lane's part of the first tap, and of the pixels, in a stage.
+    const int corner = ((1 + s.first + tap_row) * PATCH_COLUMNS + 1 + s.first) * PITCH +
+                       quarter_m * static_cast<int>(sizeof(element)) + patch_part(lane);
+    const int channels = PATCH * PITCH + quarter_n * static_cast<int>(sizeof(element)) + pixel_part(lane);
 
     float sum[3][2][4][4] = {};  // [tap of the row][16 patch channels][8 pixel channels]
-    locate_tile(p, s, s.first_tile, place[s.first_tile % 2], threadIdx.x, blockDim.x);
+    auto find_rows = [&](int tile) {
+        if (threadIdx.x < ROWS + 2)
+            rows[tile % 2][threadIdx.x] = row_number(p, s.first_row(tile) - 1 + static_cast<int>(threadIdx.x));
+    };
+    find_rows(s.first_tile);
     __syncthreads();
     load(s.first_tile);
     copy_commit();
-    locate_tile(p, s, s.first_tile + 1, place[(s.first_tile + 1) % 2], threadIdx.x, blockDim.x);
+    find_rows(s.first_tile + 1);
     for (int tile = s.first_tile; tile < s.last_tile; ++tile) {
         copy_wait<0>();
         __syncthreads();  // the tile is there for all; all are done with the one before, whose buffer is filled now
         load(tile + 1);
         copy_commit();
-        locate_tile(p, s, tile + 2, place[tile % 2], threadIdx.x, blockDim.x);
+        find_rows(tile + 2);
         if (tap_row >= s.tap_rows) continue;
-        const unsigned char* patch_tile = shared + tile % STAGES * STAGE_BYTES;
-        const unsigned char* pixel_tile = patch_tile + PATCH * PITCH;
-        for (int k = 0; k < PIXELS; k += K_STEP) {
-            unsigned int a[2][4], b[4][2];
-            auto pixel_row = [&](int pixel) { return pixel_tile + (k + pixel) * PITCH; };
-            load_b(reinterpret_cast<unsigned int (&)[2][2]>(b[0]), lane, quarter_n, pixel_row);
-            load_b(reinterpret_cast<unsigned int (&)[2][2]>(b[2]), lane, quarter_n + 16, pixel_row);
-            const int corner = (k / COLUMNS + 1 + s.first + tap_row) * PATCH_COLUMNS + k % COLUMNS + 1 + s.first;
-#pragma unroll
-            for (int v = 0; v < 3; ++v) {
-                if (v >= s.tap_columns) continue;
-                auto patch_row = [&](int pixel) { return patch_tile + (corner + v + pixel) * PITCH; };
-                load_a(a[0], lane, quarter_m, patch_row);
-                load_a(a[1], lane, quarter_m + 16, patch_row);
-#pragma unroll
-                for (int m = 0; m < 2; ++m)
-#pragma unroll
-                    for (int n = 0; n < 4; ++n) multiply(sum[v][m][n], a[m], b[n]);
-            }
-        }
+        const unsigned char* stage = shared + tile % STAGES * STAGE_BYTES;
+        if (s.tap_columns == 3) multiply_tile<3>(sum, stage + corner, stage + channels);
+        else if (s.tap_columns == 2) multiply_tile<2>(sum, stage + corner, stage + channels);
+        else multiply_tile<1>(sum, stage + corner, stage + channels);
     }
     copy_wait<0>();
     if (tap_row >= s.tap_rows) return;
+    const int g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int v = 0; v < 3; ++v)
+    for (int v = 0; v < 3; ++v) {
+        if (v >= s.tap_columns) continue;
+        float* to = sums_of(p, s, tap_row, v);
 #pragma unroll
         for (int m = 0; m < 2; ++m)
-            if (v < s.tap_columns)
-                write_sums(p, s, tap_row, v, s.first_m + quarter_m + 16 * m, s.first_n + quarter_n, sum[v][m]);
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    write_sum(p, to, s.first_m + quarter_m + patch_channel(m, g + i / 2 * 8),
+                              s.first_n + quarter_n + 8 * n + 2 * t + i % 2, sum[v][m][n][i]);
+    }
 }

@@ -24,6 +24,8 @@ struct Product {
 struct Share {
     int first_m, first_n, split, first_tile, last_tile, tiles_across;
     int step, parity, first, spacing, tap_rows, tap_columns, start_row, start_column;
+
+    __device__ __forceinline__ int first_row(int tile) const { return tile / tiles_across * ROWS; }
 };
 
 __device__ __forceinline__ Share share_of(const Product& p) {
@@ -42,92 +44,99 @@ __device__ __forceinline__ Share share_of(const Product& p) {
     s.first_tile = static_cast<int>(tiles * s.split / p.splits);
     s.last_tile = static_cast<int>(tiles * (s.split + 1) / p.splits);
     s.step = s.spacing = p.transposed ? 2 : 1;
-    s.first = p.transposed ? 0 : -1;
+    s.first = p.kernel == 3 && !p.transposed ? -1 : 0;
     s.start_row = p.transposed ? s.parity / 2 : 0;
     s.start_column = p.transposed ? s.parity % 2 : 0;
-    s.tap_rows = !p.transposed ? 3 : s.start_row ? 1 : p.kernel - 1;
-    s.tap_columns = !p.transposed ? 3 : s.start_column ? 1 : p.kernel - 1;
+    s.tap_rows = !p.transposed ? p.kernel : s.start_row ? 1 : p.kernel - 1;
+    s.tap_columns = !p.transposed ? p.kernel : s.start_column ? 1 : p.kernel - 1;
     return s;
 }
 
-// place [PATCH + PIXELS]: where each pixel of the tile's patch is, then each of its pixels; -1: nowhere, it is a zero.
-// Images are stacked as in conv.cuh. Done by `workers` threads, of which this is number `worker`.
-__device__ __forceinline__ void locate_tile(const Product& p, const Share& s, int tile, int* place, int worker,
-                                            int workers) {
-    if (tile >= s.last_tile) return;
-    const int first_row = tile / s.tiles_across * ROWS, first_column = tile % s.tiles_across * COLUMNS;
-    const int first_image = first_row / (p.height + 1), first_i = first_row % (p.height + 1);
-    for (int q = worker; q < PATCH + PIXELS; q += workers) {
-        const bool in_patch = q < PATCH;
-        int image = first_image, i = first_i + (in_patch ? q / PATCH_COLUMNS - 1 : (q - PATCH) / COLUMNS);
-        const int j = first_column + (in_patch ? q % PATCH_COLUMNS - 1 : (q - PATCH) % COLUMNS);
-        while (i > p.height) i -= p.height + 1, ++image;
-        const bool inside = i >= 0 && i < p.height && image < p.images && j >= 0 && j < p.width;
-        const int patch_row = (image * p.height + i) * s.step + s.start_row;
-        place[q] = !inside    ? -1
-                   : in_patch ? patch_row * s.step * p.width + j * s.step + s.start_column
-                              : (image * p.height + i) * p.width + j;
-    }
+// Images are stacked as in conv.cuh, with a row of zeros between two. Of row `stacked` of the stack: its number among
+// the rows of all images; -1: it is a row of zeros.
+__device__ __forceinline__ int row_number(const Product& p, int stacked) {
+    const int image = stacked / (p.height + 1), i = stacked % (p.height + 1);
+    return stacked >= 0 && i < p.height && image < p.images ? stacked - image : -1;
 }
 
-// Begins to copy `channels` channels, from `first_channel` on, of those `pixels` whose places are given. to(pixel,
-// part): where 16 bytes go in shared memory. Four places are read before the four copies: one need not wait for the
-// other.
-template <int PARTS, class To>
-__device__ __forceinline__ void load_pixels(const element* image, int pitch, int channels, int first_channel,
-                                            const int* place, int pixels, int worker, int workers, To to) {
-    constexpr int AT_ONCE = 4;
-    const int part = worker % PARTS, channel = first_channel + part * ELEMENTS, stride = workers / PARTS;
-    const int count = max(0, min(channels - channel, ELEMENTS));
-    const element* from = count > 0 ? image + channel : image;
-    const bool aligned = pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(image) % 16 == 0;
-    for (int first = worker / PARTS; first < pixels; first += AT_ONCE * stride) {
-        int at[AT_ONCE];
+// One of the two factors of a tile, from row first_row of the stack and column first_column on. The pixel (row r,
+// column j) of the images lies r * row_pixels + first_place + j * step pixels from the beginning.
+struct Factor {
+    const element* image;
+    int pitch, channels, first_channel, first_row, first_column, width, row_pixels, first_place, step;
+};
+
+// Begins to copy ROW_COUNT rows of COLUMN_COUNT columns, 16 bytes at a time. Worker number `worker` brings part worker
+// % PARTS of all pixels of one column, or several: then only the row changes, and a copy takes four instructions.
+// to(pixel, part): where the 16 bytes go in shared memory, PIXEL_BYTES from pixel to pixel. rows: as row_number says.
+template <int PARTS, int ROW_COUNT, int COLUMN_COUNT, int PIXEL_BYTES, class To>
+__device__ __forceinline__ void load_factor(const Product& p, const Factor& f, const int* rows, int worker, int workers,
+                                            To to) {
+    const int part = worker % PARTS, channel = f.first_channel + part * ELEMENTS;
+    const int pitch = f.pitch * static_cast<int>(sizeof(element));
+    const bool exists = channel < f.channels;
+    if (f.channels % ELEMENTS == 0 && f.pitch % ELEMENTS == 0 && reinterpret_cast<size_t>(f.image) % 16 == 0) {
+        for (int column = worker / PARTS; column < COLUMN_COUNT; column += workers / PARTS) {
+            const int j = f.first_column + column;
+            const bool inside = exists && j >= 0 && j < f.width;
+            const element* from = address_of(f.image, f.first_place + (inside ? j * f.step : 0), pitch);
+            if (exists) from += channel;
+            unsigned char* const first_to = address_of(to(0, part), column, PIXEL_BYTES);
+            constexpr int AT_ONCE = ROW_COUNT / 2;
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; ++k) at[k] = first + k * stride < pixels ? place[first + k * stride] : -1;
-        if (!aligned) {
+            for (int first = 0; first < ROW_COUNT; first += AT_ONCE) {
+                int row[AT_ONCE];  // read together: the copies need not wait for each other
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; ++k)
-                if (first + k * stride < pixels)
-                    copy_one_by_one(to(first + k * stride, part), from + static_cast<size_t>(max(at[k], 0)) * pitch,
-                                    at[k] < 0 ? 0 : count);
-            continue;
+                for (int r = 0; r < AT_ONCE; ++r) row[r] = rows[first + r];
+#pragma unroll
+                for (int r = 0; r < AT_ONCE; ++r)
+                    copy_async(first_to + (first + r) * COLUMN_COUNT * PIXEL_BYTES,
+                               address_of(from, max(row[r], 0), f.row_pixels * pitch), inside && row[r] >= 0);
+            }
         }
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; ++k)
-            if (first + k * stride < pixels)
-                copy_async(to(first + k * stride, part), from + static_cast<size_t>(max(at[k], 0)) * pitch,
-                           at[k] < 0 ? 0 : count * static_cast<int>(sizeof(element)));
+        return;
+    }
+    const int count = exists ? min(f.channels - channel, ELEMENTS) : 0;
+#pragma unroll 1
+    for (int pixel = worker / PARTS; pixel < ROW_COUNT * COLUMN_COUNT; pixel += workers / PARTS) {
+        const int row = row_number(p, f.first_row + pixel / COLUMN_COUNT), j = f.first_column + pixel % COLUMN_COUNT;
+        const bool inside = row >= 0 && j >= 0 && j < f.width;
+        const int place = inside ? row * f.row_pixels + f.first_place + j * f.step : 0;
+        copy_one_by_one(to(pixel, part), address_of(f.image, place, pitch) + (exists ? channel : 0),
+                        inside ? count : 0);
     }
 }
 
-// Begins to copy a tile.
-template <class PatchPart, class PixelPart>
-__device__ __forceinline__ void load_tile(const Product& p, const Share& s, int tile, const int* place, int worker,
+// Begins to copy a tile: the patch, with its border, and the pixels. rows [ROWS + 2]: the numbers of the patch's rows.
+template <int PATCH_BYTES, int PIXEL_BYTES, class PatchPart, class PixelPart>
+__device__ __forceinline__ void load_tile(const Product& p, const Share& s, int tile, const int* rows, int worker,
                                           int workers, PatchPart patch_part, PixelPart pixel_part) {
     if (tile >= s.last_tile) return;
-    load_pixels<PATCH_PARTS>(p.patch, p.patch_pitch, p.patch_channels, s.first_m, place, PATCH, worker, workers,
-                             patch_part);
-    load_pixels<PIXEL_PARTS>(p.pixels, p.pixel_pitch, p.pixel_channels, s.first_n, place + PATCH, PIXELS, worker,
-                             workers, pixel_part);
+    const int first_row = s.first_row(tile), first_column = tile % s.tiles_across * COLUMNS;
+    const Factor patch = {p.patch,
+                          p.patch_pitch,
+                          p.patch_channels,
+                          s.first_m,
+                          first_row - 1,
+                          first_column - 1,
+                          p.width,
+                          s.step * s.step * p.width,
+                          s.start_row * s.step * p.width + s.start_column,
+                          s.step};
+    const Factor pixels = {p.pixels,     p.pixel_pitch, p.pixel_channels, s.first_n, first_row,
+                           first_column, p.width,       p.width,          0,         1};
+    load_factor<PATCH_PARTS, ROWS + 2, PATCH_COLUMNS, PATCH_BYTES>(p, patch, rows, worker, workers, patch_part);
+    load_factor<PIXEL_PARTS, ROWS, COLUMNS, PIXEL_BYTES>(p, pixels, rows + 1, worker, workers, pixel_part);
 }
 
-// Writes 16 rows x so many times 8 sums of a tap, spread over a warp as in ptx.cuh, from patch channel m and pixel
-// channel n on.
-template <int EIGHTS>
-__device__ __forceinline__ void write_sums(const Product& p, const Share& s, int tap_row, int tap_column, int m, int n,
-                                           const float (&sum)[EIGHTS][4]) {
-    const int lane = threadIdx.x % 32;
+// Where the sums of a tap go: that of patch channel m and pixel channel n to [m * patch_stride + n * pixel_stride].
+__device__ __forceinline__ float* sums_of(const Product& p, const Share& s, int tap_row, int tap_column) {
     const int tap = (s.start_row + s.spacing * tap_row) * p.kernel + s.start_column + s.spacing * tap_column;
-    const size_t size = static_cast<size_t>(p.patch_channels) * p.pixel_channels;
-    float* to = p.partials + (static_cast<size_t>(s.split) * p.kernel * p.kernel + tap) * size;
-#pragma unroll
-    for (int f = 0; f < EIGHTS; ++f)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = m + lane / 4 + i / 2 * 8, column = n + 8 * f + lane % 4 * 2 + i % 2;
-            if (row < p.patch_channels && column < p.pixel_channels)
-                to[static_cast<size_t>(row) * p.patch_stride + static_cast<size_t>(column) * p.pixel_stride] =
-                    sum[f][i];
-        }
+    return p.partials +
+           (static_cast<size_t>(s.split) * p.kernel * p.kernel + tap) * p.patch_channels * p.pixel_channels;
+}
+
+__device__ __forceinline__ void write_sum(const Product& p, float* to, int m, int n, float sum) {
+    if (m < p.patch_channels && n < p.pixel_channels)
+        to[static_cast<size_t>(m) * p.patch_stride + static_cast<size_t>(n) * p.pixel_stride] = sum;
 }

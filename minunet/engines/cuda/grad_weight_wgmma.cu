@@ -21,7 +21,7 @@ constexpr int PATCH_PLANE = 185,
               PIXEL_PLANE = 129;  // pixels: 1 more than a multiple of 8, so that the 8 parts of a pixel
 constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;  // are written to different groups of banks
 constexpr int STAGE_BYTES = PATCH_BYTES + PIXEL_PARTS * PIXEL_PLANE * 16;
-enum { FULL = 1, FREE = FULL + STAGES, LOADING = FREE + STAGES };  // the barriers: of the stages, and of the loaders
+enum { FULL = 1, FREE = FULL + STAGES };  // the barriers, of the stages
 
 // The products of a tile: 16 pixels of each row, for COUNT taps side by side.
 template <int COUNT>
@@ -43,7 +43,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const Product p = {patch, patch_pitch, patch_channels, pixels, pixel_pitch,  pixel_channels, images,  height,
                        width, transposed,  kernel,         splits, patch_stride, pixel_stride,   partials};
     DYNAMIC_SHARED(shared);
-    __shared__ int place[2][PATCH + PIXELS];  // for two tiles
 
     // The shuffle changes nothing. It tells the compiler that a warp's lanes agree, which wgmma in a branch needs.
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
@@ -54,12 +53,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const int worker = threadIdx.x - MULTIPLIERS;
         for (int tile = 0; tile < tiles + 1; ++tile) {
             if (tile < tiles) {
-                locate_tile(p, s, s.first_tile + tile, place[tile % 2], worker, LOADERS);
-                barrier_wait(LOADING, LOADERS);  // the places are complete, and those of the tile before are done with
                 if (tile >= STAGES) barrier_wait(FREE + tile % STAGES, MULTIPLIERS + LOADERS);
                 unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
-                load_tile(
-                    p, s, s.first_tile + tile, place[tile % 2], worker, LOADERS,
+                // The numbers of the tile's rows, as row_number says, but one from the other.
+                int rows[ROWS + 2], stacked = s.first_row(s.first_tile + tile) - 1;
+                int image = stacked / (height + 1), i = stacked - image * (height + 1);
+#pragma unroll
+                for (int r = 0; r < ROWS + 2; ++r) {
+                    rows[r] = i >= 0 && i < height && image < images ? stacked - image : -1;
+                    ++stacked;
+                    if (++i > height) i = 0, ++image;
+                }
+                load_tile<16, 16>(
+                    p, s, s.first_tile + tile, rows, worker, LOADERS,
                     [&](int pixel, int part) { return to + (part * PATCH_PLANE + pixel) * 16; },
                     [&](int pixel, int part) { return to + PATCH_BYTES + (part * PIXEL_PLANE + pixel) * 16; });
             }
@@ -95,7 +101,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     products_wait<0>();
     if (tap_row >= s.tap_rows) return;
+    const int lane = threadIdx.x % 32, m = s.first_m + 16 * (warp % 4) + lane / 4, n = s.first_n + lane % 4 * 2;
 #pragma unroll
-    for (int v = 0; v < TAPS; ++v)
-        if (v < s.tap_columns) write_sums(p, s, tap_row, v, s.first_m + 16 * (warp % 4), s.first_n, sum[v]);
+    for (int v = 0; v < TAPS; ++v) {
+        if (v >= s.tap_columns) continue;
+        float* to = sums_of(p, s, tap_row, v);
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) write_sum(p, to, m + i / 2 * 8, n + 8 * f + i % 2, sum[v][f][i]);
+    }
 }

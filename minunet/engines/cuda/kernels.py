@@ -64,6 +64,7 @@ PROGRAMS = {
     "grad_weight_3x3": _wgmma_grad_weight(3, 3, 8),
     "grad_weight_2x2": _wgmma_grad_weight(2, 2, 16),
     "weights": Program("weights.cu", ("prepare_weight",)),
+    "windows": Program("windows.cu", ("windows",)),
     "reduce": Program("reduce.cu", ("sum_partials", "sum_many_partials", "column_sums", "finish_statistics")),
     "norm": Program("norm.cu", ("norm_relu", "norm_relu_pool", "norm_relu_reduce", "norm_relu_gradient")),
     "head": Program("head.cu", ("head", "head_backward")),
@@ -127,7 +128,8 @@ class Kernels(SpecificationKernels):
         self.device = device
         self.elements = 8 if precision == "bf16" else 4  # in 16 bytes
         self._scratch = device.xp.empty(0, "float32")
-        self._weights: dict[tuple[int, tuple[int, ...]], _Prepared] = {}
+        self._window_scratch = device.xp.empty(0, self.dtype)
+        self._weights: dict[tuple[int, tuple[int, ...], bool], _Prepared] = {}
 
     def _launch(self, program: str, kernel: str, blocks: int, threads: int, *arguments: Any, shared: int = 0) -> None:
         self.device.launch(program, kernel, blocks, threads, arguments, shared)
@@ -158,39 +160,69 @@ class Kernels(SpecificationKernels):
         former, self._weights = self._weights, {}
         for name, weight in weights.items():
             if weight.ndim == 4 and not name.startswith("head"):
-                key = (self.device.address(weight), weight.shape)
-                self._weights[key] = self._prepare(weight, former.get(key))
+                windows = not name.endswith("up.weight") and self._takes_windows(weight)
+                key = (self.device.address(weight), weight.shape, windows)
+                self._weights[key] = self._prepare(weight, windows, former.get(key))
 
-    def _prepare(self, weight: Array, into: "_Prepared | None" = None) -> "_Prepared":
+    def _prepare(self, weight: Array, windows: bool, into: "_Prepared | None" = None) -> "_Prepared":
         height, width, in_channels, out_channels = weight.shape
-        taps, elements = height * width, self.elements
-        in_parts, out_parts = (4 * _parts(channels, 4 * elements) for channels in (in_channels, out_channels))
+        taps, panel = height * width, 4 * self.elements
+        tiles = self._tile(out_channels).channels, self._tile(in_channels).channels
         if into is None:
-            forward = self.xp.empty((taps, in_parts, out_channels, elements), self.dtype)
-            into = _Prepared(forward, self.xp.empty((taps, out_parts, in_channels, elements), self.dtype))
-        blocks = _parts(taps * max(in_parts * out_channels, out_parts * in_channels), 256)
-        sizes = (taps, in_channels, out_channels, in_parts, out_parts)
+            forward_taps, forward_ins = (1, taps * in_channels) if windows else (taps, in_channels)
+            into = _Prepared(
+                *(
+                    self.xp.empty((taps, _parts(ins, panel), _parts(outs, tile), 4, tile, self.elements), self.dtype)
+                    for taps, ins, outs, tile in (
+                        (forward_taps, forward_ins, out_channels, tiles[0]),
+                        (taps, out_channels, in_channels, tiles[1]),
+                    )
+                )
+            )
+        blocks = _parts(max(into.forward.size, into.grad_input.size) // self.elements, 256)
+        sizes = (taps, in_channels, out_channels, *tiles, windows)
         self._launch("weights", "prepare_weight", blocks, 256, weight, into.forward, into.grad_input, *sizes)
         return into
 
-    def _prepared(self, weight: Array) -> "_Prepared":
-        """The layouts of ``weight`` that prepare_weights has made, or made now."""
-        found = self._weights.get((self.device.address(weight), weight.shape))
-        return self._prepare(weight) if found is None else found
+    def _prepared(self, weight: Array, windows: bool = False) -> "_Prepared":
+        """The layouts of ``weight`` that prepare_weights has made, or made now; that of ``forward`` for windows.cu?"""
+        found = self._weights.get((self.device.address(weight), weight.shape, windows))
+        return self._prepare(weight, windows) if found is None else found
 
     def conv3x3(self, x: Array, weight: Array, y: Array, mean: Array | None = None, var: Array | None = None) -> None:
         _check_weight(weight, (3,), x.shape[3], y.shape[3])
         _check_images("y", y, x.shape[:3])
-        laid_out = self._prepared(weight)
+        windows, kernel = self._takes_windows(weight), 3
+        laid_out = self._prepared(weight, windows)
+        if windows:
+            x, kernel = self._windows(x), 1
         if mean is None or var is None:
-            self._convolve(0, 3, x, laid_out.forward, y)
+            self._convolve(0, kernel, x, laid_out.forward, y)
             return
         tile = self._tile(y.shape[3])
-        shares = _pixel_tiles(tile, *x.shape[:3])[0] * tile.shares
-        partials = self._partials(shares * 3 * y.shape[3])
-        self._convolve(0, 3, x, laid_out.forward, y, partials=partials)
+        tiles, _ = _pixel_tiles(tile, *x.shape[:3])
+        partials = self._partials(tiles * 3 * y.shape[3])
+        self._convolve(0, kernel, x, laid_out.forward, y, partials=partials)
         blocks = _parts(y.shape[3], 32)
-        self._launch("reduce", "finish_statistics", blocks, 1024, partials, shares, y.shape[3], mean, var)
+        self._launch("reduce", "finish_statistics", blocks, 1024, partials, tiles, y.shape[3], mean, var)
+
+    def _takes_windows(self, weight: Array) -> bool:
+        """Whether a convolution has so few input channels that it is done on its windows (windows.cu)."""
+        return weight.shape[0] == 3 and 9 * weight.shape[2] <= 64
+
+    def _windows(self, x: Array) -> Array:
+        """The windows of images ``x``, in memory that holds them until the next call."""
+        n, height, width, channels = x.shape
+        parts = 4 * _parts(9 * channels, 4 * self.elements)
+        size = n * height * width * parts * self.elements
+        if self._window_scratch.size < size:
+            self._window_scratch = self.xp.empty(0, self.dtype)  # freed before the larger one is made
+            self._window_scratch = self.xp.empty(size, self.dtype)
+        windows = self._window_scratch[:size]
+        sizes = (n, height, width, channels, parts)
+        blocks = _parts(n * height * width * parts, 256)
+        self._launch("windows", "windows", blocks, 256, x, _pitch("x", x), windows, *sizes)
+        return windows.reshape(n, height, width, parts * self.elements)
 
     def conv3x3_grad_input(
         self, dy: Array, weight: Array, dx: Array, bits: Array | None = None, scale: float = 1.0
@@ -198,7 +230,8 @@ class Kernels(SpecificationKernels):
         _check_weight(weight, (3,), dx.shape[3], dy.shape[3])
         _check_images("dx", dx, dy.shape[:3])
         mask = (bits, dx.shape[3], 0, scale)
-        self._convolve(1, 3, dy, self._prepared(weight).grad_input, dx, mask=mask, rounded=1)
+        laid_out = self._prepared(weight, self._takes_windows(weight))
+        self._convolve(1, 3, dy, laid_out.grad_input, dx, mask=mask, rounded=1)
 
     def conv_transpose(
         self,
@@ -263,7 +296,14 @@ class Kernels(SpecificationKernels):
     def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
         _check_weight(dweight, (3,), x.shape[3], dy.shape[3])
         _check_images("dy", dy, x.shape[:3])
-        self._grad_weight(x, dy, dweight, transposed=0, strides=(dy.shape[3], 1))
+        strides = (dy.shape[3], 1)
+        if not self._takes_windows(dweight):
+            self._grad_weight(x, dy, dweight, transposed=0, strides=strides)
+            return
+        windows = self._windows(x)
+        padded = self.xp.empty((1, 1, windows.shape[3], dy.shape[3]), "float32")
+        self._grad_weight(windows, dy, padded, transposed=0, strides=strides)
+        dweight[...] = padded[0, 0, : 9 * x.shape[3]].reshape(dweight.shape)
 
     def conv_transpose_grad_weight(self, x: Array, dy: Array, dweight: Array, dbias: Array) -> None:
         if dweight.shape[0] not in (2, 3):
@@ -426,7 +466,7 @@ class Kernels(SpecificationKernels):
         _check_images("da", da, y.shape[:3], channels)
         _check_images("dy", dy, y.shape[:3], channels)
         arrays = [da, y, dy] if dpooled is None else [da, y, dy, dpooled]
-        wide, parts = self._wide(channels, *arrays, at_once=4)  # BACKWARD in norm.cu
+        wide, parts = self._wide(channels, *arrays, at_once=None if dpooled is None else 4)  # POOLED in norm.cu
         rows, blocks = self._rows(n * height * width // (1 if dpooled is None else 4), parts)
         partials = self._partials((rows + 1) * 2 * channels)
         sums = partials[rows * 2 * channels :]  # dgamma, then dbeta
@@ -686,8 +726,10 @@ def kernel_argument(value: Any, address: Any) -> np.generic:
 class _Prepared:
     """A convolution's weights in the two layouts of weights.cu."""
 
-    forward: Array  # (taps, parts of C_in, C_out, elements of a part)
-    grad_input: Array  # (taps, parts of C_out, C_in, elements of a part)
+    forward: (
+        Array  # (taps, panels of C_in, tiles of C_out, 4, channels of a tile, elements of a part); or of windows.cu
+    )
+    grad_input: Array  # (taps, panels of C_out, tiles of C_in, 4, channels of a tile, elements of a part)
 
 
 @dataclass(frozen=True)
@@ -699,21 +741,24 @@ class _Tile:
     channels: int
     threads: int
     shared: int
-
-    @property
-    def shares(self) -> int:
-        """statistics_shares of conv.cuh."""
-        return 1 << (self.threads // self.channels).bit_length() - 1
+    blocks: int = 2  # that a multiprocessor of an H100 can have at a time
 
 
 def _mma_tile(program: str, pixels: int, channels: int) -> _Tile:
     patch = 180 if pixels == 128 else 340
-    return _Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, pixels * (channels + 8) * 4))
+    return _Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, _result_bytes(pixels, channels)))
 
 
 def _wgmma_tile(channels: int, bulk: str) -> _Tile:
-    patches, weights = 3 * 64 * 346, 4 * 64 * channels
-    return _Tile(f"wgmma_{channels}{bulk}", 256, channels, 384, max(patches + weights, 256 * (channels + 8) * 4))
+    threads = 256 + 32 + (96 if channels == 128 else 32)  # multiply, bring weights, bring pixels
+    patches, weights = 3 * 64 * 346, 3 * 3 * 64 * channels
+    shared = max(patches + weights, _result_bytes(256, channels))
+    return _Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks=1 if channels == 128 else 2)
+
+
+def _result_bytes(pixels: int, channels: int) -> int:
+    """Of a tile of the result in shared memory: RESULT_PITCH of conv.cuh."""
+    return pixels * ((channels * 9 // 8 + 7) // 16 * 16 + 8) * 4
 
 
 #: The tiles of a convolution, by the output channels that they have room for.
@@ -749,7 +794,7 @@ def _wgmma_summing(program: str) -> _Summing:
 
 
 #: No kernel has more static shared memory than this, beside what a launch asks for.
-STATIC_BYTES = 3072
+STATIC_BYTES = 2048
 
 WGMMA_SUMMING = {3: _wgmma_summing("grad_weight_3x3"), 2: _wgmma_summing("grad_weight_2x2")}
 

@@ -12,27 +12,33 @@
 // ms backward at 3 TB/s.
 #include "reduce.cuh"
 
-// Batch norm's numbers for V channels.
+// Batch norm's numbers for V channels: gamma (y - mean) / sqrt(var + eps) + beta, in one subtraction and one
+// multiplication with addition.
 template <int V>
 struct Norm {
-    float mean[V], inverse_std[V], gamma[V], beta[V];
+    float mean[V], slope[V], beta[V];  // slope: gamma / sqrt(var + eps)
 
     __device__ __forceinline__ Norm(const float* mean_, const float* var_, const float* gamma_, const float* beta_,
                                     float eps, int first) {
+#pragma unroll
         for (int i = 0; i < V; ++i) {
             mean[i] = mean_[first + i];
-            inverse_std[i] = 1.0f / sqrtf(var_[first + i] + eps);
-            gamma[i] = gamma_[first + i];
+            slope[i] = gamma_[first + i] * inverse_std(var_[first + i], eps);
             beta[i] = beta_[first + i];
         }
     }
-    __device__ __forceinline__ float x_hat(float y, int i) const { return (y - mean[i]) * inverse_std[i]; }
-    __device__ __forceinline__ float normalise(float y, int i) const { return fmaf(gamma[i], x_hat(y, i), beta[i]); }
+    __device__ __forceinline__ static float inverse_std(float var, float eps) { return 1.0f / sqrtf(var + eps); }
+    __device__ __forceinline__ float normalise(float y, int i) const { return fmaf(slope[i], y - mean[i], beta[i]); }
 };
 
 template <int V>
-__device__ __forceinline__ Values<V> read(const element* from) {
-    return *reinterpret_cast<const Values<V>*>(from);
+__device__ __forceinline__ void read(const element* from, float (&x)[V]) {
+    to_floats(*reinterpret_cast<const Values<V>*>(from), x);
+}
+
+template <int V>
+__device__ __forceinline__ void write(element* to, const float (&x)[V]) {
+    *reinterpret_cast<Values<V>*>(to) = to_factors(x);
 }
 
 __device__ __forceinline__ float relu(float x) { return x <= 0 ? 0 : x; }  // a NaN passes
@@ -49,11 +55,16 @@ __device__ __forceinline__ void apply(const element* y, int y_pitch, element* ou
     if (!w.active) return;
     const int first = w.part * V;
     const Norm<V> norm(mean, var, gamma, beta, eps, first);
+    const element* from = y + static_cast<size_t>(w.first) * y_pitch + first;
+    element* to = out + static_cast<size_t>(w.first) * out_pitch + first;
     for (int pixel = w.first; pixel < pixels; pixel += w.step) {
-        const Values<V> in = read<V>(y + static_cast<size_t>(pixel) * y_pitch + first);
-        Values<V> result;
-        for (int i = 0; i < V; ++i) result.e[i] = to_factor(relu(norm.normalise(to_float(in.e[i]), i)));
-        *reinterpret_cast<Values<V>*>(out + static_cast<size_t>(pixel) * out_pitch + first) = result;
+        float x[V];
+        read(from, x);
+#pragma unroll
+        for (int i = 0; i < V; ++i) x[i] = relu(norm.normalise(x[i], i));
+        write(to, x);
+        from += static_cast<size_t>(w.step) * y_pitch;
+        to += static_cast<size_t>(w.step) * out_pitch;
     }
 }
 
@@ -96,28 +107,25 @@ __device__ __forceinline__ void apply_and_pool(const element* y, int y_pitch, el
     for (int window = w.first; window < images * height * width; window += w.step) {
         const Window at = window_of(window, height, width);
         float best[V];
+#pragma unroll
         for (int q = 0; q < 4; ++q) {
-            const Values<V> in = read<V>(y + at.pixel[q] * y_pitch + first);
-            const size_t place = static_cast<size_t>(2 * at.row + q / 2) * 2 * width + 2 * at.column + q % 2;
-            Values<V> result;
+            float x[V];
+            read(y + at.pixel[q] * y_pitch + first, x);
+#pragma unroll
             for (int i = 0; i < V; ++i) {
-                float value = relu(norm.normalise(to_float(in.e[i]), i));
-                if (q == 0 || wins(value, best[i])) best[i] = value;
-                if (skip_bits)
-                    value = kept(skip_bits, skip_words, at.image, place * skip_total + skip_first + first + i)
-                                ? value * scale
-                                : 0;
-                result.e[i] = to_factor(value);
+                x[i] = relu(norm.normalise(x[i], i));
+                if (q == 0 || wins(x[i], best[i])) best[i] = x[i];
             }
-            *reinterpret_cast<Values<V>*>(skip + at.pixel[q] * skip_pitch + first) = result;
+            const int place = (2 * at.row + q / 2) * 2 * width + 2 * at.column + q % 2;
+            if (skip_bits)
+                drop_out(x, kept<V>(skip_bits, skip_words, at.image, place * skip_total + skip_first + first), scale);
+            write(skip + at.pixel[q] * skip_pitch + first, x);
         }
-        Values<V> result;
-        for (int i = 0; i < V; ++i) {
-            const size_t index = (static_cast<size_t>(at.row) * width + at.column) * channels + first + i;
-            if (pooled_bits) best[i] = kept(pooled_bits, pooled_words, at.image, index) ? best[i] * scale : 0;
-            result.e[i] = to_factor(best[i]);
+        if (pooled_bits) {
+            const int place = at.row * width + at.column;
+            drop_out(best, kept<V>(pooled_bits, pooled_words, at.image, place * channels + first), scale);
         }
-        *reinterpret_cast<Values<V>*>(pooled + static_cast<size_t>(window) * pooled_pitch + first) = result;
+        write(pooled + static_cast<size_t>(window) * pooled_pitch + first, best);
     }
 }
 
@@ -140,53 +148,63 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                           pooled_words, scale);
 }
 
-// Backward a thread takes 4 channels in any precision: with the 8 that 16 bytes of bf16 hold it runs out of registers.
-constexpr int BACKWARD = 4;
+// With the pool a thread takes 4 channels in any precision: with the 8 that 16 bytes of bf16 hold it runs out of
+// registers.
+constexpr int POOLED = 4;
 
-// Calls use(pixel, g, x_hat) for each pixel of this thread: g is the gradient of batch norm's output, zero where the
-// ReLU was; with dpooled (not null) the winner of each window gets its gradient in addition. `use` gets arrays of V.
+// Calls use(pixel, g, centred) for each pixel of this thread: g is the gradient of batch norm's output, zero where the
+// ReLU was; with dpooled (not null) the winner of each window gets its gradient in addition; centred is y - mean. `use`
+// gets arrays of V.
 template <int V, class Use>
 __device__ __forceinline__ void for_gradients(const Worker& w, const Norm<V>& norm, const element* da, int da_pitch,
                                               const element* dpooled, int dpooled_pitch, const element* y, int y_pitch,
                                               int images, int height, int width, Use use) {
     const int first = w.part * V;
+    // From the gradient of the ReLU's output, in g, and y, in x, to what `use` wants.
+    auto through_relu = [&](float (&g)[V], float (&x)[V]) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            if (norm.normalise(x[i], i) <= 0) g[i] = 0;
+            x[i] -= norm.mean[i];
+        }
+    };
+    float g[V], x[V];
     if (!dpooled) {
         for (int pixel = w.first; pixel < images * height * width; pixel += w.step) {
-            const Values<V> in = read<V>(y + static_cast<size_t>(pixel) * y_pitch + first);
-            const Values<V> gradient = read<V>(da + static_cast<size_t>(pixel) * da_pitch + first);
-            float g[V], x_hat[V];
-            for (int i = 0; i < V; ++i) {
-                x_hat[i] = norm.x_hat(to_float(in.e[i]), i);
-                g[i] = norm.normalise(to_float(in.e[i]), i) <= 0 ? 0 : to_float(gradient.e[i]);
-            }
-            use(static_cast<size_t>(pixel), g, x_hat);
+            read(y + static_cast<size_t>(pixel) * y_pitch + first, x);
+            read(da + static_cast<size_t>(pixel) * da_pitch + first, g);
+            through_relu(g, x);
+            use(static_cast<size_t>(pixel), g, x);
         }
         return;
     }
     for (int window = w.first; window < images * (height / 2) * (width / 2); window += w.step) {
         const Window at = window_of(window, height / 2, width / 2);
-        Values<V> in[4];  // read before dy is written; normalised twice, since to keep the results takes registers
+        Values<V> in[4];  // read before dy is written
         float best[V];
         int winner[V] = {};
+#pragma unroll
         for (int q = 0; q < 4; ++q) {
-            in[q] = read<V>(y + at.pixel[q] * y_pitch + first);
+            in[q] = *reinterpret_cast<const Values<V>*>(y + at.pixel[q] * y_pitch + first);
+            to_floats(in[q], x);
+#pragma unroll
             for (int i = 0; i < V; ++i) {
-                const float a = relu(norm.normalise(to_float(in[q].e[i]), i));
+                const float a = relu(norm.normalise(x[i], i));
                 if (q == 0) best[i] = a;
                 else if (wins(a, best[i])) best[i] = a, winner[i] = q;
             }
         }
-        const Values<V> from_pool = read<V>(dpooled + static_cast<size_t>(window) * dpooled_pitch + first);
+        float from_pool[V];
+        read(dpooled + static_cast<size_t>(window) * dpooled_pitch + first, from_pool);
+#pragma unroll
         for (int q = 0; q < 4; ++q) {
-            const Values<V> gradient = read<V>(da + at.pixel[q] * da_pitch + first);
-            float g[V], x_hat[V];
-            for (int i = 0; i < V; ++i) {
-                const float value = to_float(in[q].e[i]);
-                x_hat[i] = norm.x_hat(value, i);
-                g[i] = to_float(gradient.e[i]) + (winner[i] == q ? to_float(from_pool.e[i]) : 0.0f);
-                if (norm.normalise(value, i) <= 0) g[i] = 0;
-            }
-            use(at.pixel[q], g, x_hat);
+            to_floats(in[q], x);
+            read(da + at.pixel[q] * da_pitch + first, g);
+#pragma unroll
+            for (int i = 0; i < V; ++i)
+                if (winner[i] == q) g[i] += from_pool[i];
+            through_relu(g, x);
+            use(at.pixel[q], g, x);
         }
     }
 }
@@ -197,31 +215,39 @@ __device__ __forceinline__ void reduce(const element* da, int da_pitch, const el
                                        const float* mean, const float* var, const float* gamma, const float* beta,
                                        float eps, float* partials, float* scratch) {
     const Worker w = worker((channels + V - 1) / V);
-    float sum[2 * V] = {};
+    const int first = w.part * V;
+    float sum[2 * V] = {};  // of g (y - mean), then of g
     if (w.active) {
-        const Norm<V> norm(mean, var, gamma, beta, eps, w.part * V);
+        const Norm<V> norm(mean, var, gamma, beta, eps, first);
         for_gradients<V>(w, norm, da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, images, height, width,
-                         [&](size_t, const float* g, const float* x_hat) {
-                             for (int i = 0; i < V; ++i) sum[i] += g[i] * x_hat[i], sum[V + i] += g[i];
+                         [&](size_t, const float (&g)[V], const float (&centred)[V]) {
+#pragma unroll
+                             for (int i = 0; i < V; ++i) sum[i] += g[i] * centred[i], sum[V + i] += g[i];
                          });
     }
     sum_over_groups(sum, w, scratch);
     if (!w.active || w.group != 0) return;
-    float* to = partials + static_cast<size_t>(w.row) * 2 * channels + w.part * V;
-    for (int i = 0; i < V; ++i) to[i] = sum[i], to[channels + i] = sum[V + i];
+    float* to = partials + static_cast<size_t>(w.row) * 2 * channels + first;
+    for (int i = 0; i < V; ++i) {
+        to[i] = sum[i] * Norm<V>::inverse_std(var[first + i], eps);
+        to[channels + i] = sum[V + i];
+    }
 }
 
 // First pass: partials [block row][dgamma, dbeta][channels].
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     norm_relu_reduce(const element* __restrict__ da, int da_pitch, const element* __restrict__ dpooled,
                      int dpooled_pitch, const element* __restrict__ y, int y_pitch, int images, int height, int width,
                      int channels, const float* __restrict__ mean, const float* __restrict__ var,
                      const float* __restrict__ gamma, const float* __restrict__ beta, float eps, int wide,
                      float* __restrict__ partials) {
     __shared__ float scratch[THREADS];
-    if (wide)
-        reduce<BACKWARD>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, images, height, width, channels, mean, var,
-                         gamma, beta, eps, partials, scratch);
+    if (wide && dpooled)
+        reduce<POOLED>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, images, height, width, channels, mean, var,
+                       gamma, beta, eps, partials, scratch);
+    else if (wide)
+        reduce<ELEMENTS>(da, da_pitch, nullptr, 0, y, y_pitch, images, height, width, channels, mean, var, gamma, beta,
+                         eps, partials, scratch);
     else
         reduce<1>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, images, height, width, channels, mean, var, gamma,
                   beta, eps, partials, scratch);
@@ -237,32 +263,36 @@ __device__ __forceinline__ void write_gradient(const element* da, int da_pitch, 
     if (!w.active) return;
     const int first = w.part * V;
     const Norm<V> norm(mean, var, gamma, beta, eps, first);
+    // dy = slope (g - mean(g) - x_hat mean(g x_hat)), and x_hat = (y - mean) / sqrt(var + eps)
     const float m = static_cast<float>(images) * height * width;
-    float slope[V], mean_g[V], mean_gx[V];
+    float of_one[V], of_centred[V];
+#pragma unroll
     for (int i = 0; i < V; ++i) {
-        slope[i] = norm.gamma[i] * norm.inverse_std[i];
-        mean_g[i] = dbeta[first + i] / m;
-        mean_gx[i] = dgamma[first + i] / m;
+        of_one[i] = norm.slope[i] * (dbeta[first + i] / m);
+        of_centred[i] = norm.slope[i] * (dgamma[first + i] / m) * Norm<V>::inverse_std(var[first + i], eps);
     }
     for_gradients<V>(w, norm, da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, images, height, width,
-                     [&](size_t pixel, const float* g, const float* x_hat) {
-                         Values<V> result;
+                     [&](size_t pixel, float (&g)[V], const float (&centred)[V]) {
+#pragma unroll
                          for (int i = 0; i < V; ++i)
-                             result.e[i] = to_factor((g[i] - mean_g[i] - x_hat[i] * mean_gx[i]) * slope[i]);
-                         *reinterpret_cast<Values<V>*>(dy + pixel * dy_pitch + first) = result;
+                             g[i] = fmaf(norm.slope[i], g[i], -fmaf(of_centred[i], centred[i], of_one[i]));
+                         write(dy + pixel * dy_pitch + first, g);
                      });
 }
 
 // Second pass: dy, which may be da or y itself: a thread reads its pixel, or its window, before it writes there.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     norm_relu_gradient(const element* da, int da_pitch, const element* __restrict__ dpooled, int dpooled_pitch,
                        const element* y, int y_pitch, element* dy, int dy_pitch, int images, int height, int width,
                        int channels, const float* __restrict__ mean, const float* __restrict__ var,
                        const float* __restrict__ gamma, const float* __restrict__ beta, float eps,
                        const float* __restrict__ dgamma, const float* __restrict__ dbeta, int wide) {
-    if (wide)
-        write_gradient<BACKWARD>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, dy, dy_pitch, images, height, width,
-                                 channels, mean, var, gamma, beta, eps, dgamma, dbeta);
+    if (wide && dpooled)
+        write_gradient<POOLED>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, dy, dy_pitch, images, height, width,
+                               channels, mean, var, gamma, beta, eps, dgamma, dbeta);
+    else if (wide)
+        write_gradient<ELEMENTS>(da, da_pitch, nullptr, 0, y, y_pitch, dy, dy_pitch, images, height, width, channels,
+                                 mean, var, gamma, beta, eps, dgamma, dbeta);
     else
         write_gradient<1>(da, da_pitch, dpooled, dpooled_pitch, y, y_pitch, dy, dy_pitch, images, height, width,
                           channels, mean, var, gamma, beta, eps, dgamma, dbeta);

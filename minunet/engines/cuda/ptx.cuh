@@ -12,7 +12,7 @@
 // q.
 //
 // The emulator (tests/cuda/emulator.h) has these functions for a machine without a GPU. Source: PTX ISA, "mma",
-// "ldmatrix", "cp.async".
+// "ldmatrix", "cp.async", "cvt".
 #pragma once
 
 // Above 48 KB shared memory must be asked for at the launch ("dynamic"): `name` points to it.
@@ -22,14 +22,30 @@
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
-// Begins to copy 16 bytes from global to shared memory, without passing through registers. The first `bytes` are
-// copied, the rest becomes 0. Both addresses must be multiples of 16.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes) {
+// base + index * bytes by one instruction: what the compiler makes of 64-bit products and of several neighbouring
+// addresses takes three to six, and a warp that only copies does little else.
+template <class T>
+__device__ __forceinline__ T* address_of(T* base, int index, int bytes) {
 #ifdef EMULATOR
-    emulator::copy_async(shared, global, bytes);
+    return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + static_cast<long long>(index) * bytes);
+#else
+    T* address;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(index), "r"(bytes), "l"(base));
+    return address;
+#endif
+}
+
+// Begins to copy 16 bytes from global to shared memory, without passing through registers; or 16 zeros, if not `real`.
+// Both addresses must be multiples of 16.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool real = true) {
+#ifdef EMULATOR
+    emulator::copy_async(shared, global, real ? 16 : 0);
 #else
     unsigned int to = static_cast<unsigned int>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    asm volatile(
+        "{.reg .pred none; setp.eq.s32 none, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, none;}" ::"r"(to),
+        "l"(global), "r"(static_cast<int>(real))
+        : "memory");
 #endif
 }
 
@@ -99,5 +115,16 @@ __device__ __forceinline__ void multiply_bf16(float (&c)[4], const unsigned int 
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Two floats as bf16, each rounded to the nearest (of two equally near ones the even one): `low` in the lower half.
+__device__ __forceinline__ unsigned int to_bf16(float low, float high) {
+#ifdef EMULATOR
+    return emulator::to_bf16(low) | emulator::to_bf16(high) << 16;
+#else
+    unsigned int both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
 #endif
 }

@@ -5,11 +5,6 @@
 
 constexpr int THREADS = 256;
 
-template <int V>
-struct alignas(V * sizeof(element)) Values {  // V neighbouring channels of a pixel
-    element e[V];
-};
-
 struct Worker {
     int part;                 // of the pixel: V channels
     int first, step;          // the pixels first, first + step, ...
