@@ -147,7 +147,7 @@ LOOPS = [
 def test_loops_have_few_instructions(program, precision, kernel, opcode, most):
     loops = gpu_instructions.loops(program, precision)[kernel]
     hot = max(loops, key=lambda loop: loop.opcodes[opcode])
-    assert 0 < hot.opcodes[opcode]
+    assert hot.opcodes[opcode] > 0
     assert hot.length <= most
 
 

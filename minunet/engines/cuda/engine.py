@@ -281,8 +281,8 @@ def step_bytes(
     """About what a training step needs at its peak, in bytes; with large matrix products if ``row3``.
 
     The buffers; five arrays for each parameter (value, gradient, two moments, average); and while they work, the
-    kernels two more of each weight (laid out as they read it), the windows of the images, and a quarter of a gigabyte of
-    partial sums, the large matrix products some six arrays of the size of the scratch.
+    kernels two more of each weight (laid out as they read it), the windows of the images, and a quarter of a gigabyte
+    of partial sums, the large matrix products some six arrays of the size of the scratch.
 
     >>> net = UNet(widths=(16, 32, 64))
     >>> [round(step_bytes(net, (256, 256), 16, precision) / 1e9, 2) for precision in ("float32", "tf32", "bf16")]

@@ -70,7 +70,7 @@ __device__ __forceinline__ void forward(const element* x, int x_pitch, const flo
 #pragma unroll
                 for (int r = 0; r < ROWS + 2; ++r) {
                     float value[V];
-                    for (int e = 0; e < V; ++e) value[e] = to_float(in[r].e[e]);
+                    to_floats(in[r], value);
 #pragma unroll
                     for (int tap = 0; tap < 9; ++tap) {
                         const int row = r - tap / 3, column = 2 - tap % 3;
@@ -148,7 +148,7 @@ __device__ __forceinline__ void backward(const float* dlogits, const element* x,
                     if (j + q >= last) break;
                     next(j, q + 1);
                     float value[V], result[V] = {};
-                    for (int e = 0; e < V; ++e) value[e] = to_float(in[q].e[e]);
+                    to_floats(in[q], value);
                     for (int tap = 0; tap < 9; ++tap)  // the logit below and right of x has it above and left: 8 - tap
                         for (int e = 0; e < V; ++e) {
                             sum[tap * V + e] += d[8 - tap] * value[e];
@@ -163,9 +163,7 @@ __device__ __forceinline__ void backward(const float* dlogits, const element* x,
                             for (int e = 0; e < V; ++e)
                                 result[e] += dlogit(2 - tap / 3, j, q + 1 - tap % 3, other) * v[tap][e];
                     }
-                    Values<V> out;
-                    for (int e = 0; e < V; ++e) out.e[e] = to_element(result[e]);
-                    *reinterpret_cast<Values<V>*>(to + q * dx_pitch) = out;
+                    *reinterpret_cast<Values<V>*>(to + q * dx_pitch) = to_elements(result);
                 }
                 from += AHEAD * x_pitch, to += AHEAD * dx_pitch, near += AHEAD * outputs;
             }
