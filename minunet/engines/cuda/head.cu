@@ -17,7 +17,7 @@
 // Cost: memory, that is x read once forward and once backward, and dx written: at level 1 of the reference network,
 // batch 16, 64 channels in TF32, 205 MB each, 0.05 ms each at 4.3 TB/s; half of that in bf16. Counted in the machine
 // code for sm_90, and not yet measured on a GPU: the threads of a pixel execute 1100 instructions forward and 1800
-// backward in TF32, 1300 and 2400 in bf16, where it was 9600 and 21400, 9100 and 12500 with the weights read anew for
+// backward in TF32, 1200 and 1900 in bf16, where it was 9600 and 21400, 9100 and 12500 with the weights read anew for
 // each pixel and the bounds checked for each tap. An H200 has the time for about 1700 while 0.05 ms pass.
 #include "reduce.cuh"
 
