@@ -115,12 +115,15 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tap_row = warp / 4, quarter_m = warp / 2 % 2 * 32, quarter_n = warp % 2 * 32;
     const Share s = share_of(p);
+    Place at(s, s.first_tile);  // the tile to be loaded next
     auto load = [&](int tile) {
+        if (tile >= s.last_tile) return;
         unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
         load_tile<PITCH, PITCH>(
-            p, s, tile, rows[tile % 2], threadIdx.x, blockDim.x,
+            p, s, at, rows[tile % 2], threadIdx.x, blockDim.x,
             [&](int pixel, int part) { return to + pixel * PITCH + part * 16; },
             [&](int pixel, int part) { return to + (PATCH + pixel) * PITCH + part * 16; });
+        at.next(p);
     };
     // This lane's part of the first tap, and of the pixels, in a stage.
     const int corner = ((1 + s.first + tap_row) * PATCH_COLUMNS + 1 + s.first) * PITCH +
@@ -130,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     float sum[3][2][4][4] = {};  // [tap of the row][16 patch channels][8 pixel channels]
     auto find_rows = [&](int tile) {
         if (threadIdx.x < ROWS + 2)
-            rows[tile % 2][threadIdx.x] = row_number(p, s.first_row(tile) - 1 + static_cast<int>(threadIdx.x));
+            rows[tile % 2][threadIdx.x] = row_number(p, Place(s, tile).row - 1 + static_cast<int>(threadIdx.x));
     };
     find_rows(s.first_tile);
     __syncthreads();

@@ -24,8 +24,18 @@ struct Product {
 struct Share {
     int first_m, first_n, split, first_tile, last_tile, tiles_across;
     int step, parity, first, spacing, tap_rows, tap_columns, start_row, start_column;
+};
 
-    __device__ __forceinline__ int first_row(int tile) const { return tile / tiles_across * ROWS; }
+// Where a tile begins: its row in the stack of images, and its column.
+struct Place {
+    int row, column;
+
+    __device__ __forceinline__ Place(const Share& s, int tile)
+        : row(tile / s.tiles_across * ROWS), column(tile % s.tiles_across * COLUMNS) {}
+    __device__ __forceinline__ void next(const Product& p) {
+        column += COLUMNS;
+        if (column >= p.width) column = 0, row += ROWS;
+    }
 };
 
 __device__ __forceinline__ Share share_of(const Product& p) {
@@ -109,22 +119,20 @@ __device__ __forceinline__ void load_factor(const Product& p, const Factor& f, c
 
 // Begins to copy a tile: the patch, with its border, and the pixels. rows [ROWS + 2]: the numbers of the patch's rows.
 template <int PATCH_BYTES, int PIXEL_BYTES, class PatchPart, class PixelPart>
-__device__ __forceinline__ void load_tile(const Product& p, const Share& s, int tile, const int* rows, int worker,
+__device__ __forceinline__ void load_tile(const Product& p, const Share& s, Place tile, const int* rows, int worker,
                                           int workers, PatchPart patch_part, PixelPart pixel_part) {
-    if (tile >= s.last_tile) return;
-    const int first_row = s.first_row(tile), first_column = tile % s.tiles_across * COLUMNS;
     const Factor patch = {p.patch,
                           p.patch_pitch,
                           p.patch_channels,
                           s.first_m,
-                          first_row - 1,
-                          first_column - 1,
+                          tile.row - 1,
+                          tile.column - 1,
                           p.width,
                           s.step * s.step * p.width,
                           s.start_row * s.step * p.width + s.start_column,
                           s.step};
-    const Factor pixels = {p.pixels,     p.pixel_pitch, p.pixel_channels, s.first_n, first_row,
-                           first_column, p.width,       p.width,          0,         1};
+    const Factor pixels = {p.pixels,    p.pixel_pitch, p.pixel_channels, s.first_n, tile.row,
+                           tile.column, p.width,       p.width,          0,         1};
     load_factor<PATCH_PARTS, ROWS + 2, PATCH_COLUMNS, PATCH_BYTES>(p, patch, rows, worker, workers, patch_part);
     load_factor<PIXEL_PARTS, ROWS, COLUMNS, PIXEL_BYTES>(p, pixels, rows + 1, worker, workers, pixel_part);
 }

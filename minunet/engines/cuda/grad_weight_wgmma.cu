@@ -51,23 +51,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     if (warp >= MULTIPLIERS / 32) {
         const int worker = threadIdx.x - MULTIPLIERS;
+        Place at(s, s.first_tile);
+        int rows[ROWS + 2];  // of the images, of the tile's patch: as row_number says
         for (int tile = 0; tile < tiles + 1; ++tile) {
             if (tile < tiles) {
                 if (tile >= STAGES) barrier_wait(FREE + tile % STAGES, MULTIPLIERS + LOADERS);
                 unsigned char* to = shared + tile % STAGES * STAGE_BYTES;
-                // The numbers of the tile's rows, as row_number says, but one from the other.
-                int rows[ROWS + 2], stacked = s.first_row(s.first_tile + tile) - 1;
-                int image = stacked / (height + 1), i = stacked - image * (height + 1);
+                if (tile == 0 || at.column == 0) {  // the rows have changed: their numbers, each from the one before
+                    int stacked = at.row - 1, image = stacked / (height + 1), i = stacked - image * (height + 1);
 #pragma unroll
-                for (int r = 0; r < ROWS + 2; ++r) {
-                    rows[r] = i >= 0 && i < height && image < images ? stacked - image : -1;
-                    ++stacked;
-                    if (++i > height) i = 0, ++image;
+                    for (int r = 0; r < ROWS + 2; ++r) {
+                        rows[r] = i >= 0 && i < height && image < images ? stacked - image : -1;
+                        ++stacked;
+                        if (++i > height) i = 0, ++image;
+                    }
                 }
                 load_tile<16, 16>(
-                    p, s, s.first_tile + tile, rows, worker, LOADERS,
+                    p, s, at, rows, worker, LOADERS,
                     [&](int pixel, int part) { return to + (part * PATCH_PLANE + pixel) * 16; },
                     [&](int pixel, int part) { return to + PATCH_BYTES + (part * PIXEL_PLANE + pixel) * 16; });
+                at.next(p);
             }
             copy_commit();
             if (tile < 1) continue;
