@@ -668,6 +668,7 @@ class _CupyDevice:
             function = self._modules[program].get_function(kernel)
             if shared > 48 * 1024:
                 function.max_dynamic_shared_size_bytes = shared
+                function.preferred_shared_memory_carveout = 100  # per cent: for as many blocks as fit
             self._functions[key] = function
         return self._functions[key]
 
