@@ -11,6 +11,8 @@ DIR/report.md and DIR/report.json are written from all of these that are there.
 
 correctness  the tests that have a GPU's part; then the engine in each precision against float64 on the CPU, and the
              same seed twice, which has to give the same bits
+sizes        each convolution at its full size against PyTorch's float32, and the network's gradients against the CPU
+             engine's
 ceilings     what the machine can do: a copy in its memory, large matrix products
 layers       each distinct layer of the network, forward and backward, against PyTorch's
 step         whole training steps against PyTorch eager in both layouts, and compiled; peak memory
@@ -42,7 +44,16 @@ from minunet.durable import json_text, write_text  # noqa: E402
 from minunet.errors import UserError  # noqa: E402
 
 #: The parts in their order, with their time limits in seconds: ten minutes together.
-PARTS = {"correctness": 180, "ceilings": 30, "layers": 100, "step": 240, "profile": 30, "bulk": 20, "reference": 540}
+PARTS = {
+    "correctness": 150,
+    "sizes": 60,
+    "ceilings": 20,
+    "layers": 90,
+    "step": 230,
+    "profile": 30,
+    "bulk": 20,
+    "reference": 540,
+}
 
 
 def main(arguments: list[str]) -> None:

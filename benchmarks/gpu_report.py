@@ -42,6 +42,23 @@ def correctness(found: dict[str, Any]) -> Iterator[str]:
         yield from (f"- `{line}`" for line in tests["failed"])
 
 
+def sizes(found: dict[str, Any]) -> Iterator[str]:
+    yield f"Batch {found['batch']}. The distance from the truth, over its length."
+    yield ""
+    rows = [
+        (
+            name,
+            ", ".join(f"{what} {distance:.1e}" for what, distance in entry["distances"].items()),
+            "passed" if entry["passed"] else "**failed**",
+        )
+        if isinstance(entry, dict) and "error" not in entry
+        else (name, str(entry), "")
+        for name, entry in found.items()
+        if name != "batch"
+    ]
+    yield from table(("what", "distance", ""), rows)
+
+
 def ceilings(found: dict[str, Any]) -> Iterator[str]:
     yield from table(("ceiling", ""), [(name, f"{value:.3g}") for name, value in found.items()])
 
@@ -148,6 +165,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 SECTIONS = {
     "correctness": correctness,
+    "sizes": sizes,
     "ceilings": ceilings,
     "layers": layers,
     "step": step,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_parts, gpu_report, gpu_stages
+from benchmarks import gpu, gpu_machine, gpu_report, gpu_sizes, gpu_stages
 from minunet.engines.cuda.kernels import FOLDER
 from minunet.errors import UserError
 
@@ -22,7 +22,7 @@ def bench(*arguments, cwd):
 
 
 def test_a_dry_run_writes_its_report(tmp_path):
-    names = ["correctness", "ceilings", "step", "profile", "bulk"]
+    names = ["correctness", "sizes", "ceilings", "step", "profile", "bulk"]
     parts = [word for name in names for word in ("--part", name)]
     done = bench("--dry-run", *parts, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,7 @@ def test_wrong_flags_are_refused(arguments, word):
 
 def test_parts_and_their_defaults():
     options = gpu.parse([])
-    assert options.part == ["correctness", "ceilings", "layers", "step", "profile", "bulk"]
+    assert options.part == ["correctness", "sizes", "ceilings", "layers", "step", "profile", "bulk"]
     assert sum(gpu.PARTS[part] for part in options.part) <= 600
     assert (options.batch, options.size, options.precision) == ([16, 32], 224, ["tf32", "bf16"])
     assert gpu.without_parts(["--part", "step", "--part=layers", "--rounds", "3"]) == ["--rounds", "3"]
@@ -95,6 +95,11 @@ RESULTS = {
         },
         "engine, bf16": {"error": "RuntimeError: no | such kernel"},
         "tests": {"passed": False, "summary": "1 failed, 9 passed", "failed": ["FAILED tests/test_x.py::test_y"]},
+    },
+    "sizes": {
+        "batch": 16,
+        "bf16, up1.up": {"distances": {"forward": 2e-3, "dbias": 1e-7}, "passed": False},
+        "tf32, the network's gradients": {"error": "RuntimeError: no"},
     },
     "layers": {
         "batch": 16,
@@ -146,6 +151,7 @@ def test_the_report_says_what_was_found_and_what_failed():
         "| engine, bf16 | RuntimeError: no / such kernel |",
         "Tests: **failed** (1 failed, 9 passed)",
         "- `FAILED tests/test_x.py::test_y`",
+        "| bf16, up1.up | forward 2.0e-03, dbias 1.0e-07 | **failed** |",
         "**Not complete:** stopped after 100 s",
         "| kernels 201, row3 150 (1.06) | kernels 100 | kernels 50 |",
         "| 20.0 | 589 (50%) |  | 3.40 |  |",
@@ -164,13 +170,13 @@ def test_the_report_says_what_was_found_and_what_failed():
 
 
 def test_a_ratio_is_theirs_over_ours_round_by_round():
-    assert gpu_parts.ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0]) == [1.0, 0.5, 2.0]
+    assert gpu_machine.ratio([1.0, 2.0, 4.0], [2.0, 2.0, 2.0]) == [1.0, 0.5, 2.0]
 
 
 def test_the_layers_are_those_of_the_network():
     from minunet.unet import UNet
 
-    shapes = {name: shape for name, *shape in gpu_parts.conv_shapes(64, 224)}
+    shapes = {name: shape for name, *shape in gpu_sizes.conv_shapes(64, 224)}
     parameters = UNet().parameters()
     for name, (_, in_channels, out_channels) in shapes.items():
         assert parameters[f"{name}.weight"].shape == (3, 3, in_channels, out_channels)
@@ -181,7 +187,7 @@ def test_a_measurement_that_fails_costs_only_itself():
     def fail():
         raise RuntimeError("first line\nsecond")
 
-    assert gpu_parts.failing(fail) == {"error": "RuntimeError: first line"}
+    assert gpu_machine.failing(fail) == {"error": "RuntimeError: first line"}
 
 
 def test_what_is_left_out_of_a_kernel_is_there():
