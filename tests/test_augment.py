@@ -63,6 +63,22 @@ def test_warps_match_a_loop_over_pixels(seed, height, width, nearest):
     np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-7 * np.abs(images).max())
 
 
+def test_float32_is_interpolated_in_float32():
+    """Bit for bit as it is written here, which is what the CUDA engine's kernel computes."""
+    image, matrix = random_images(0, (5, 6)).astype("float32"), np.array([[0.9, 0.2], [-0.3, 1.1]])
+    moved, _ = PLAIN.warp(image[None, :, :, None], image[None, :, :, None], matrix[None])
+    for i in range(5):
+        for j in range(6):
+            y, x = np.round(matrix @ [i - 2, j - 2.5], 9) + np.array([2, 2.5])
+            top, left = int(np.floor(y)), int(np.floor(x))
+            dy, dx = np.float32(y - top), np.float32(x - left)
+            (a, b), (c, d) = (
+                [image[reflected(row, 5), reflected(column, 6)] for column in (left, left + 1)]
+                for row in (top, top + 1)
+            )
+            assert moved[0, i, j, 0] == (1 - dy) * ((1 - dx) * a + dx * b) + dy * ((1 - dx) * c + dx * d)
+
+
 def test_a_quarter_turn_hits_the_pixels():
     images = random_images(0, (1, 6, 6, 2))
     cos, sin = np.cos(np.pi / 2), np.sin(np.pi / 2)  # cos is 6e-17
