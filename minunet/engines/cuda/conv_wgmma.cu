@@ -143,17 +143,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             }
             if (!BULK) {
                 copy_commit();
-                if (step >= LATE) {
-                    copy_wait<LATE>();
+                if (step == 0) copy_wait<0>();  // nobody has work before the first has come
+                else copy_wait<LATE>();
+                if (step == 0 || step > LATE) {
                     written_for_products();
-                    barrier_arrive(FULL + before, MULTIPLIERS + WEIGHT_LOADERS);
+                    barrier_arrive(FULL + (step == 0 ? 0 : before), MULTIPLIERS + WEIGHT_LOADERS);
                 }
             }
             before = stage;
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
         copy_wait<0>();
-    } else if (warp > MULTIPLIERS / 32) {  // bring the patches, one patch late
+    } else if (warp > MULTIPLIERS / 32) {  // bring the patches, after the first one patch late
         const int worker = threadIdx.x - MULTIPLIERS - WEIGHT_LOADERS;
         for (int patch = 0, slot = 0, before = 0; patch < patches + 1; ++patch) {
             if (patch < patches) {
@@ -165,10 +166,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 at.next_patch(c, tile.parity);
             }
             copy_commit();
-            if (patch >= 1) {
-                copy_wait<1>();
+            if (patch == 0) copy_wait<0>();
+            else copy_wait<1>();
+            if (patch != 1) {
                 written_for_products();
-                barrier_arrive(PATCH_FULL + before, MULTIPLIERS + PATCH_LOADERS);
+                barrier_arrive(PATCH_FULL + (patch == 0 ? 0 : before), MULTIPLIERS + PATCH_LOADERS);
             }
             before = slot;
             slot = slot + 1 == PATCHES ? 0 : slot + 1;
