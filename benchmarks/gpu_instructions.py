@@ -1,7 +1,7 @@
 """The loops of a kernel, as the GPU will run them: how many instructions, and which. No GPU is needed.
 
     python benchmarks/gpu_instructions.py                          convolution and gradient of the weights for Hopper
-    python benchmarks/gpu_instructions.py norm --precision tf32    the kernels of another program of kernels.py
+    python benchmarks/gpu_instructions.py norm --precision tf32    the kernels of another program of programs.py
 
 A warp that works by itself takes 8 to 9 cycles for an instruction (docs/engines/gpu.md): so the number of instructions
 in a loop says how fast it can be at most. A loop's count includes all its branches, of which a turn takes one. Needs
@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:  # as a script, also where minunet is not installe
     sys.path.insert(0, str(ROOT))
 
 from minunet import cli  # noqa: E402
-from minunet.engines.cuda.kernels import PROGRAMS  # noqa: E402
+from minunet.engines.cuda.programs import PROGRAMS  # noqa: E402
 from minunet.errors import UserError  # noqa: E402
 from tests.cuda import nvrtc  # noqa: E402
 
@@ -91,7 +91,7 @@ def _loops(text: str) -> list[Loop]:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["wgmma_128", "wgmma_128_bulk", "wgmma_64", "grad_weight_3x3", "grad_weight_8"]
-    parser.add_argument("programs", nargs="*", default=default, metavar="PROGRAM", help="of kernels.py")
+    parser.add_argument("programs", nargs="*", default=default, metavar="PROGRAM", help="of programs.py")
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="bf16", help="default bf16")
     parser.add_argument("--architecture", default="sm_90", help="default sm_90")
     options = parser.parse_args(arguments)

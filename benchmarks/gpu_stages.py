@@ -25,7 +25,8 @@ if str(ROOT) not in sys.path:  # as a script, also where minunet is not installe
 
 from minunet import cli  # noqa: E402
 from minunet.backend import resolve_device  # noqa: E402
-from minunet.engines.cuda import kernels as engine_kernels  # noqa: E402
+from minunet.engines.cuda import device as engine_device  # noqa: E402
+from minunet.engines.cuda.kernels import CupyKernels  # noqa: E402
 from minunet.errors import UserError  # noqa: E402
 
 #: (file, text, what stands in its place). The compiler must not see that a stage is never run: `rounded` is 0 or 1.
@@ -86,11 +87,11 @@ extern "C" __global__ void __launch_bounds__(128 * NWG, 1)
 
 
 def changed(changes: Sequence[Change]) -> Callable[[str], str]:
-    """``engine_kernels.source`` with some texts replaced, in the files that have them.
+    """``engine_device.source`` with some texts replaced, in the files that have them.
 
     Raises ValueError if a text is there more than once.
     """
-    original = engine_kernels.source
+    original = engine_device.source
 
     def source(file: str, included: set[str] | None = None) -> str:
         text = original(file, included)
@@ -120,16 +121,16 @@ def milliseconds(cupy: Any, call: Callable[[], Any], calls: int = 10, rounds: in
 def left_out(cupy: Any, precision: str, bulk: bool) -> None:
     print("| layer, batch 16 | left out | convolution, ms | TFLOP/s | gradient of the weights, ms | TFLOP/s |")
     print("|---|---|---|---|---|---|")
-    original = engine_kernels.source
+    original = engine_device.source
     draw = np.random.default_rng(0)
     for size, channels in ((28, 512), (112, 128), (224, 64)):
         shape = (16, size, size, channels)
         flop = 2 * 9 * np.prod(shape) * channels
         weight = cupy.asarray(draw.standard_normal((3, 3, channels, channels), dtype=np.float32) / 100)
         for name, changes in STAGES.items():
-            engine_kernels.source = changed(changes)  # type: ignore[assignment]
+            engine_device.source = changed(changes)  # type: ignore[assignment]
             try:
-                kernels = engine_kernels.CupyKernels(precision)
+                kernels = CupyKernels(precision)
                 kernels.bulk = bulk
                 x, y = (cupy.empty(shape, kernels.dtype) for _ in range(2))
                 for array in (x, y):
@@ -142,7 +143,7 @@ def left_out(cupy: Any, precision: str, bulk: bool) -> None:
                 )
                 times = [milliseconds(cupy, call) for call in calls]
             finally:
-                engine_kernels.source = original
+                engine_device.source = original
             cells = [f"{ms:.3f} | {flop / ms / 1e9:.0f}" for ms in times]
             print(f"| {size} x {size}, {channels} channels | {name} | {' | '.join(cells)} |", flush=True)
 
@@ -152,7 +153,7 @@ def wgmma_alone(cupy: Any) -> None:
     print("| warpgroups | products | N | major | ideal | all aligned | as the kernels have it |")
     print("|---|---|---|---|---|---|---|")
     nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
-    code = "#define PRECISION_BF16\n" + engine_kernels.source("wgmma.cuh") + WGMMA
+    code = "#define PRECISION_BF16\n" + engine_device.source("wgmma.cuh") + WGMMA
     cycles, never = cupy.zeros(1, "int64"), cupy.zeros(1, "float32")
     steps, shared = 2000, 210 * 1024
     for groups, squares, fragments, across in ((2, 2, 16, 0), (2, 2, 8, 0), (3, 1, 8, 1), (2, 1, 16, 1)):
@@ -160,7 +161,7 @@ def wgmma_alone(cupy: Any) -> None:
         settings = ("-std=c++17", "--gpu-architecture=sm_90a", *defines)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "products.cubin"
-            path.write_bytes(engine_kernels.compile_cubin(nvrtc, code, "products.cu", settings))
+            path.write_bytes(engine_device.compile_cubin(nvrtc, code, "products.cu", settings))
             function = cupy.RawModule(path=str(path)).get_function("products")
         function.max_dynamic_shared_size_bytes = shared
         # (first byte of a, its `sum` and `rows`, those of b): see wgmma.cuh

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, gpu_machine, gpu_report, gpu_sizes, gpu_stages
-from minunet.engines.cuda.kernels import FOLDER
+from minunet.engines.cuda.programs import FOLDER
 from minunet.errors import UserError
 
 SCRIPT = Path(gpu.__file__)

@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from minunet.engines.cuda.kernels import FOLDER, PROGRAMS, Kernels, kernel_argument, options
+from minunet.engines.cuda.device import kernel_argument
+from minunet.engines.cuda.kernels import Kernels
+from minunet.engines.cuda.programs import FOLDER, PROGRAMS, options
 
 HEADER = Path(__file__).with_name("emulator.h")
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None  # memory is guarded as Linux does it
@@ -39,7 +41,7 @@ class KernelError(AssertionError):
 
 
 class EmulatedDevice:
-    """A :class:`minunet.engines.cuda.kernels.Device` without a GPU. ``seed`` decides in which order threads run."""
+    """A :class:`minunet.engines.cuda.device.Device` without a GPU. ``seed`` decides in which order threads run."""
 
     xp: ModuleType = np
     multiprocessors = 2  # few, so that loops over pixels have more than one turn

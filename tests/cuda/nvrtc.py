@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from minunet.engines.cuda.kernels import PROGRAMS, options, source
+from minunet.engines.cuda.programs import PROGRAMS, options, source
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def compile_program(name: str, precision: str, architecture: str) -> dict[str, Compiled]:
-    """What the assembler says of the kernels of a program of minunet.engines.cuda.kernels.
+    """What the assembler says of the kernels of a program of minunet.engines.cuda.programs.
 
     Raises ValueError with the compiler's messages if it refuses the source.
     """

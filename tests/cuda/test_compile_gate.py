@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu_instructions, gpu_stages
-from minunet.engines.cuda.kernels import (
+from minunet.engines.cuda.kernels import Kernels
+from minunet.engines.cuda.programs import (
     BULK_TILES,
     PRECISIONS,
     PROGRAMS,
@@ -18,7 +19,6 @@ from minunet.engines.cuda.kernels import (
     TILES,
     WGMMA_SUMMING,
     WGMMA_TILES,
-    Kernels,
 )
 from tests.cuda.nvrtc import compile_program, library
 

@@ -12,7 +12,8 @@ import pytest
 
 from minunet import rng
 from minunet.data.augment import PLAIN
-from minunet.engines.cuda.kernels import PRECISIONS, PROGRAMS, CupyKernels, Kernels
+from minunet.engines.cuda.kernels import CupyKernels, Kernels
+from minunet.engines.cuda.programs import PRECISIONS, PROGRAMS
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.optim import AdamW
 from tests.cuda.emulator import COMPILER, EmulatedKernels, kernel_names

@@ -21,7 +21,7 @@
 // This kernel runs on every GPU since 2020. It multiplies by mma.sync, whose factors pass through registers; on an H200
 // it reaches 97 TFLOP/s in TF32 and 180 in bf16, a quarter of what the tensor cores can do (docs/engines/gpu.md).
 // Hopper has an instruction that reads shared memory itself: conv_wgmma.cu.
-constexpr int THREADS = 32 * WARPS_M * WARPS_N;  // each warp has 64 pixels x 8 FRAGMENTS_N channels (kernels.py)
+constexpr int THREADS = 32 * WARPS_M * WARPS_N;  // each warp has 64 pixels x 8 FRAGMENTS_N channels (programs.py)
 constexpr int PIXELS = 64 * WARPS_M, CHANNELS = 8 * FRAGMENTS_N * WARPS_N;
 constexpr int STAGES = 3, PATCHES = 3;  // steps in shared memory: one in use, two on their way
 constexpr int PITCH = 64 + 16;          // bytes from row to row: with the 16, any 8 neighbouring rows fill all 32 banks

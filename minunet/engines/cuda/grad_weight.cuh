@@ -1,7 +1,7 @@
 // What the two kernels of the gradient of the weights share: which block sums what, and how its pixels are loaded.
 //
 // Before it is included stand: PATCH_SIDE and PIXEL_SIDE, so many channels of the patch and of the pixels has a block,
-// and ROWS of a tile of pixels (kernels.py).
+// and ROWS of a tile of pixels (programs.py).
 #pragma once
 #include "element.cuh"
 

@@ -1,117 +1,31 @@
 """The kernels of the ``.cu`` files behind the methods of ``SpecificationKernels``: which launch, over how many blocks.
 
 A method checks shapes, chooses tiles and launches; the arithmetic is in the ``.cu`` file that it names. The launching
-itself is a device's: CuPy's here (:class:`CupyKernels`), the emulator's in tests/cuda, so that the tests run this very
-code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
+itself is a device's (device.py): CuPy's in :class:`CupyKernels`, the emulator's in tests/cuda, so that the tests run
+this very code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
 """
 
-import hashlib
 import importlib
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from minunet import rng
 from minunet.backend import Array
-from minunet.durable import write_durably
+from minunet.engines.cuda.device import CupyDevice, Device
+from minunet.engines.cuda.programs import (
+    BULK_TILES,
+    PRECISIONS,
+    STATIC_BYTES,
+    TILES,
+    WGMMA_SUMMING,
+    WGMMA_TILES,
+    Summing,
+    Tile,
+)
 from minunet.engines.cuda.specification import SpecificationKernels
-
-FOLDER = Path(__file__).parent
-
-PRECISIONS = {"float32": "PRECISION_F32", "tf32": "PRECISION_TF32", "bf16": "PRECISION_BF16"}
-
-
-@dataclass(frozen=True)
-class Program:
-    """A ``.cu`` file and how it is compiled."""
-
-    file: str
-    kernels: tuple[str, ...]
-    defines: Mapping[str, int] = field(default_factory=dict)
-    precise: bool = True  # whether it depends on the precision
-    like_numpy: bool = False  # a * b + c is rounded twice, as NumPy does it, and not once
-    only: str | None = None  # the one precision that it is for
-    hopper: bool = False  # uses instructions that only GPUs of compute capability 9.0 have
-
-
-def _convolution(warps_m: int, warps_n: int, fragments_n: int) -> Program:
-    return Program("conv.cu", ("convolve",), {"WARPS_M": warps_m, "WARPS_N": warps_n, "FRAGMENTS_N": fragments_n})
-
-
-def _wgmma_convolution(fragments: int, bulk: int) -> Program:
-    return Program("conv_wgmma.cu", ("convolve",), {"FRAGMENTS": fragments, "BULK": bulk}, hopper=True)
-
-
-def _wgmma_grad_weight(tap_rows: int, taps: int, fragments: int) -> Program:
-    defines = {"ROWS": 8, "TAP_ROWS": tap_rows, "TAPS": taps, "FRAGMENTS": fragments}
-    return Program("grad_weight_wgmma.cu", ("grad_weight",), defines, hopper=True, only="bf16")
-
-
-#: Everything that is compiled. A convolution's tile is so many pixels x output channels.
-PROGRAMS = {
-    "conv_128x128": _convolution(2, 2, 8),
-    "conv_256x64": _convolution(4, 1, 8),
-    "conv_256x32": _convolution(4, 1, 4),
-    **{f"wgmma_{channels}": _wgmma_convolution(channels // 8, bulk=0) for channels in (128, 64, 32)},
-    **{f"wgmma_{channels}_bulk": _wgmma_convolution(channels // 8, bulk=1) for channels in (128, 64, 32)},
-    **{f"grad_weight_{rows}": Program("grad_weight.cu", ("grad_weight",), {"ROWS": rows}) for rows in (8, 4)},
-    "grad_weight_3x3": _wgmma_grad_weight(3, 3, 8),
-    "grad_weight_2x2": _wgmma_grad_weight(2, 2, 16),
-    "weights": Program("weights.cu", ("prepare_weight",)),
-    "windows": Program("windows.cu", ("windows",)),
-    "reduce": Program("reduce.cu", ("sum_partials", "sum_many_partials", "column_sums", "finish_statistics")),
-    "norm": Program("norm.cu", ("norm_relu", "norm_relu_pool", "norm_relu_reduce", "norm_relu_gradient")),
-    "head": Program("head.cu", ("head", "head_backward")),
-    "dropout": Program("dropout.cu", ("dropout_bits",), precise=False),
-    "loss": Program("loss.cu", ("loss_sums", "loss_value", "loss_gradient"), precise=False),
-    "optimizer": Program("optimizer.cu", ("adamw", "lerp", "squares", "sum_doubles"), precise=False, like_numpy=True),
-    "augment": Program("augment.cu", ("affine", "add_noise"), precise=False, like_numpy=True),
-}
-
-
-def source(file: str, included: set[str] | None = None) -> str:
-    """The text of a ``.cu`` file with its ``.cuh`` files put in: CuPy's cache of compiled programs sees this text."""
-    included = set() if included is None else included
-    lines = []
-    for number, line in enumerate((FOLDER / file).read_text(encoding="utf-8").split("\n"), start=1):
-        if line.startswith('#include "'):
-            header = line.split('"')[1]
-            if header not in included:
-                included.add(header)
-                lines += [f'#line 1 "{header}"', source(header, included), f'#line {number + 1} "{file}"']
-        elif line != "#pragma once":
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def options(program: Program, precision: str) -> tuple[str, ...]:
-    """The compiler's options, but for the architecture."""
-    defines = [f"-D{name}={value}" for name, value in program.defines.items()]
-    precise = [f"-D{PRECISIONS[precision]}"] if program.precise else []
-    return ("-std=c++17", *precise, *defines, *(["--fmad=false"] if program.like_numpy else []))
-
-
-class Device(Protocol):
-    """What can launch a kernel. Arrays are of its kind; whole numbers are int32 and fractions float32 to a kernel."""
-
-    xp: ModuleType
-    multiprocessors: int
-    hopper: bool  # whether it runs programs that only a GPU of compute capability 9.0 runs
-    shared_bytes: int  # the most shared memory that a block may have
-
-    def address(self, array: Array) -> int:
-        """Where an array begins in the device's memory."""
-
-    def launch(
-        self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
-    ) -> None:
-        """Run ``kernel`` of PROGRAMS[program] with so many bytes of dynamic shared memory. None is a null pointer."""
 
 
 class Kernels(SpecificationKernels):
@@ -286,7 +200,7 @@ class Kernels(SpecificationKernels):
             shared=tile.shared,
         )  # fmt: skip
 
-    def _tile(self, out_channels: int) -> "_Tile":
+    def _tile(self, out_channels: int) -> Tile:
         """The tile for so many output channels: one as narrow as they need."""
         tiles = TILES
         if self.device.hopper and self.precision != "float32":
@@ -339,14 +253,14 @@ class Kernels(SpecificationKernels):
         )  # fmt: skip
         self._sum(partials, splits, size, dweight)
 
-    def _summing(self, kernel: int, transposed: int) -> "_Summing":
+    def _summing(self, kernel: int, transposed: int) -> Summing:
         """The program for a gradient of the weights."""
         if self.device.hopper and self.precision == "bf16":
             return WGMMA_SUMMING[3 if kernel == 3 and not transposed else 2]
         pitch = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
         threads = 128 * (kernel - 1 if transposed else kernel)
         large, small = (
-            _Summing(f"grad_weight_{rows}", 64, threads, 2 * (18 * (rows + 2) + 16 * rows) * pitch, rows)
+            Summing(f"grad_weight_{rows}", 64, threads, 2 * (18 * (rows + 2) + 16 * rows) * pitch, rows)
             for rows in (8, 4)
         )
         fits = large.shared + STATIC_BYTES <= self.device.shared_bytes
@@ -627,7 +541,7 @@ class CupyKernels(Kernels):
     """The kernels on the current GPU, compiled by NVRTC when first used (CuPy keeps what it compiled on disk)."""
 
     def __init__(self, precision: str) -> None:
-        super().__init__(_CupyDevice(precision), precision)
+        super().__init__(CupyDevice(precision), precision)
         self.name = "kernels"
 
     @staticmethod
@@ -638,89 +552,10 @@ class CupyKernels(Kernels):
             capability = int(cupy.cuda.Device().compute_capability)
             if capability < 80:
                 return f"the kernels need compute capability 8.0, this GPU has {capability / 10:.1f}"
-            _CupyDevice("tf32").function("dropout", "dropout_bits", 0)
+            CupyDevice("tf32").function("dropout", "dropout_bits", 0)
         except Exception as error:  # CuPy raises several types: no driver, no device, no compiler
             return f"the kernels cannot be compiled or loaded ({str(error).partition(chr(10))[0]})"
         return None
-
-
-class _CupyDevice:
-    """The current GPU, through CuPy."""
-
-    def __init__(self, precision: str) -> None:
-        self.xp = importlib.import_module("cupy")
-        self.precision = precision
-        device = self.xp.cuda.Device()
-        self.multiprocessors = device.attributes["MultiProcessorCount"]
-        self.hopper = device.compute_capability == "90"
-        self.shared_bytes = device.attributes["MaxSharedMemoryPerBlockOptin"]
-        self._modules: dict[str, Any] = {}
-        self._functions: dict[tuple[str, str, int], Any] = {}
-
-    def address(self, array: Array) -> int:
-        return int(array.data.ptr)
-
-    def function(self, program: str, kernel: str, shared: int) -> Any:
-        key = (program, kernel, shared)
-        if key not in self._functions:
-            if program not in self._modules:
-                self._modules[program] = self._module(PROGRAMS[program])
-            function = self._modules[program].get_function(kernel)
-            if shared > 48 * 1024:
-                function.max_dynamic_shared_size_bytes = shared
-                function.preferred_shared_memory_carveout = 100  # per cent: for as many blocks as fit
-            self._functions[key] = function
-        return self._functions[key]
-
-    def _module(self, program: Program) -> Any:
-        settings, code = options(program, self.precision), source(program.file)
-        if not program.hopper:
-            return self.xp.RawModule(code=code, options=settings, backend="nvrtc")
-        # CuPy compiles for sm_90, and wgmma is in sm_90a: so this is compiled here, and kept where CuPy keeps its own.
-        settings = (*settings, "--gpu-architecture=sm_90a")
-        nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
-        digest = hashlib.sha256(repr((code, settings, nvrtc.getVersion())).encode()).hexdigest()
-        folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
-        path = folder / f"minunet-{digest[:32]}.cubin"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            cubin = compile_cubin(nvrtc, code, program.file, settings)
-            write_durably(path, lambda file: _write(file, cubin))
-        return self.xp.RawModule(path=str(path))
-
-    def launch(
-        self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
-    ) -> None:
-        values = tuple(kernel_argument(value, self.address) for value in arguments)
-        self.function(program, kernel, shared)((blocks,), (threads,), values, shared_mem=shared)
-
-
-def compile_cubin(nvrtc: Any, code: str, name: str, settings: tuple[str, ...]) -> bytes:
-    """The machine code of a source, by CuPy's binding to NVIDIA's compiler. Raises RuntimeError with its messages."""
-    handle = nvrtc.createProgram(code, name, (), ())
-    try:
-        nvrtc.compileProgram(handle, settings)
-        cubin: bytes = nvrtc.getCUBIN(handle)
-        return cubin
-    except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"{name} does not compile: {nvrtc.getProgramLog(handle)}") from error
-    finally:
-        nvrtc.destroyProgram(handle)
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-
-
-def kernel_argument(value: Any, address: Any) -> np.generic:
-    """``value`` as a NumPy scalar of the size that the kernel takes: an array becomes its address."""
-    if value is None:
-        return np.uintp(0)
-    if isinstance(value, bool | np.generic):
-        return np.int32(value) if isinstance(value, bool) else value
-    if isinstance(value, int):
-        return np.int32(value)
-    return np.float32(value) if isinstance(value, float) else np.uintp(address(value))
 
 
 @dataclass(frozen=True)
@@ -733,74 +568,7 @@ class _Prepared:
     grad_input: Array  # (taps, panels of C_out, tiles of C_in, 4, channels of a tile, elements of a part)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """The tile of a block of conv.cu or conv_wgmma.cu, and the dynamic shared memory that it takes."""
-
-    program: str
-    pixels: int
-    channels: int
-    threads: int
-    shared: int
-    blocks: int = 2  # that a multiprocessor of an H100 can have at a time
-
-
-def _mma_tile(program: str, pixels: int, channels: int) -> _Tile:
-    patch = 180 if pixels == 128 else 340
-    return _Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, _result_bytes(pixels, channels)))
-
-
-def _wgmma_tile(channels: int, bulk: str) -> _Tile:
-    threads = 256 + 32 + (96 if channels == 128 else 32)  # multiply, bring weights, bring pixels
-    patches, weights = 3 * 64 * 346, 3 * 3 * 64 * channels
-    shared = max(patches + weights, _result_bytes(256, channels))
-    return _Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks=1 if channels == 128 else 2)
-
-
-def _result_bytes(pixels: int, channels: int) -> int:
-    """Of a tile of the result in shared memory: RESULT_PITCH of conv.cuh."""
-    return pixels * ((channels * 9 // 8 + 7) // 16 * 16 + 8) * 4
-
-
-#: The tiles of a convolution, by the output channels that they have room for.
-TILES = {
-    128: _mma_tile("conv_128x128", 128, 128),
-    64: _mma_tile("conv_256x64", 256, 64),
-    32: _mma_tile("conv_256x32", 256, 32),
-}
-WGMMA_TILES, BULK_TILES = (
-    {channels: _wgmma_tile(channels, bulk) for channels in (128, 64, 32)} for bulk in ("", "_bulk")
-)
-
-
-@dataclass(frozen=True)
-class _Summing:
-    """A program for the gradient of the weights: for so many channels of the pixels, by so many threads.
-
-    A tile of 8 rows in 4-byte elements needs 177 KB of shared memory. Hopper GPUs have 227 KB for a block, the A100 has
-    163 and most others 99: there a tile has 4 rows.
-    """
-
-    program: str
-    channels: int
-    threads: int
-    shared: int
-    rows: int = 8  # of a tile of pixels
-
-
-def _wgmma_summing(program: str) -> _Summing:
-    defines = PROGRAMS[program].defines
-    channels = 8 * defines["FRAGMENTS"]
-    return _Summing(program, channels, 128 * (defines["TAP_ROWS"] + 1), 3 * (8 * 185 + channels // 8 * 129) * 16)
-
-
-#: No kernel has more static shared memory than this, beside what a launch asks for.
-STATIC_BYTES = 2048
-
-WGMMA_SUMMING = {3: _wgmma_summing("grad_weight_3x3"), 2: _wgmma_summing("grad_weight_2x2")}
-
-
-def _pixel_tiles(tile: _Tile, n: int, height: int, width: int) -> tuple[int, int]:
+def _pixel_tiles(tile: Tile, n: int, height: int, width: int) -> tuple[int, int]:
     """How many tiles cover the images (stacked, with a row between two), and log2 of their width.
 
     16 or 8 pixels wide, whichever covers with fewer.
