@@ -716,5 +716,6 @@ inline void sincospif(float x, float* sine, float* cosine) {
     *sine = static_cast<float>(sin(x * M_PI));
     *cosine = static_cast<float>(cos(x * M_PI));
 }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

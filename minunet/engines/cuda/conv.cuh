@@ -170,8 +170,8 @@ __device__ __forceinline__ void locate_result(const Convolution& c, const Tile& 
 }
 
 // The tile of the result lies in shared memory as floats, RESULT_PITCH from pixel to pixel, with a gap of 16 bytes
-// after each 32 channels: so 8 lanes that read 16 bytes each, 32 bytes apart, meet all 32 banks, and so do the 8 pixels
-// that a warp's fragments write at a time.
+// after each 32 channels: so 8 lanes that read 16 bytes each, 32 bytes apart, meet all 32 banks (with 64 channels or
+// more), and so do the 8 pixels that a warp's fragments write at a time.
 constexpr int RESULT_PITCH = (CHANNELS * 9 / 8 + 7) / 16 * 16 + 8;
 __device__ __forceinline__ constexpr int result_place(int channel) { return channel + channel / 32 * 4; }
 

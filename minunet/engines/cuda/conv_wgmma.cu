@@ -7,7 +7,7 @@
 // of the patch. Nothing is copied, and no thread computes an address for it. Two warpgroups have two squares each.
 //
 // Who does what. Warpgroups that multiply do nothing else: a warp that has issued a few wgmma waits for the tensor
-// cores, and would issue its copies late. So other warps bring the data, to three stages in turn: one the weights, a
+// cores, and would issue its copies late. So other warps bring the data, to a few stages in turn: one the weights, a
 // row of taps at a time, the others the patches. Who fills a stage waits until it is free, copies, and says a little
 // later, when these copies have come while the next are under way, that it is full. The multipliers wait until what a
 // step needs is there, issue its products, and say that what the step before has read is free as soon as its products
@@ -20,14 +20,14 @@
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
 // cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Counted, for a step:
-// multipliers some 140 instructions, weights 180 (bulk: 126); pixels 170 for a patch of three steps. This version has
+// multipliers some 140 instructions, weights 186 (bulk: 126); pixels 150 for a patch of three steps. This version has
 // not run on a GPU. The one before it, with a step for each tap and more than twice the instructions, reached 281
 // TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
-constexpr int STAGES = 3, PATCHES = 3;
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int CHANNELS = 8 * FRAGMENTS, BLOCKS = CHANNELS == 128 ? 1 : 2;  // at a time on a multiprocessor
+constexpr int STAGES = BLOCKS == 1 ? 4 : 3, PATCHES = 3;
 constexpr int MULTIPLIERS = 128 * WARPGROUPS;
-constexpr int WEIGHT_LOADERS = 32, PATCH_LOADERS = CHANNELS == 128 ? 96 : 32;  // threads that bring them
+constexpr int WEIGHT_LOADERS = 32, PATCH_LOADERS = CHANNELS == 64 ? 32 : 96;  // threads that bring them
 constexpr int THREADS = MULTIPLIERS + WEIGHT_LOADERS + PATCH_LOADERS;
 constexpr int LATE = BULK ? 0 : 1;  // by how many steps a thread's own copies are confirmed late
 constexpr int PIXELS = 64 * SQUARES * WARPGROUPS;
@@ -71,10 +71,12 @@ __device__ __forceinline__ int count_steps(const Convolution& c, int parity) {
            (c.direction == UP_GRAD_INPUT ? 2 * c.kernel : axis_of(c.direction, c.kernel, parity / 2).count);
 }
 
-// The products of a step, for COUNT taps.
+// The products of a step, for COUNT taps, as one group. (Made a group after the branch for COUNT they would be two: the
+// compiler ends each branch's products with a group of its own.)
 template <int COUNT>
 __device__ __forceinline__ void multiply_row(float (&sum)[SQUARES][FRAGMENTS][4], const Matrix (&pixels)[SQUARES],
                                              Matrix channels) {
+    products_begin();
 #pragma unroll
     for (int tap = 0; tap < COUNT; ++tap)
 #pragma unroll
@@ -83,6 +85,7 @@ __device__ __forceinline__ void multiply_row(float (&sum)[SQUARES][FRAGMENTS][4]
             for (int q = 0; q < SQUARES; ++q)
                 multiply_group<0>(sum[q], later(pixels[q], tap * 16 + part * 16 * PATCH_PLANE),
                                   later(channels, tap * TAP_BYTES + part * 16 * CHANNELS));
+    products_commit();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -196,11 +199,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             const Matrix taps = later(channels, stage * STAGE_BYTES);
             if (BULK) arrival_wait(&arrived[stage], phase);
             else barrier_wait(FULL + stage, MULTIPLIERS + WEIGHT_LOADERS);
-            products_begin();
             if (at.columns.count == 3) multiply_row<3>(sum, pixels, taps);
             else if (at.columns.count == 2) multiply_row<2>(sum, pixels, taps);
             else multiply_row<1>(sum, pixels, taps);
-            products_commit();
             products_wait<1>();  // those of the step before are over: what they read is free, if there is a use for it
             if (step > 0 && step - 1 + STAGES < steps) barrier_arrive(FREE + before, MULTIPLIERS + WEIGHT_LOADERS);
             if (at.row == 0 && patch > 0 && patch - 1 + PATCHES < patches)

@@ -23,7 +23,7 @@ constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;  // are written to d
 constexpr int STAGE_BYTES = PATCH_BYTES + PIXEL_PARTS * PIXEL_PLANE * 16;
 enum { FULL = 1, FREE = FULL + STAGES };  // the barriers, of the stages
 
-// The products of a tile: 16 pixels of each row, for COUNT taps side by side.
+// The products of a tile, as one group: 16 pixels of each row, for COUNT taps side by side.
 template <int COUNT>
 __device__ __forceinline__ void multiply_tile(float (&sum)[TAPS][FRAGMENTS][4], Matrix corner, Matrix channels) {
     products_begin();
@@ -33,6 +33,7 @@ __device__ __forceinline__ void multiply_tile(float (&sum)[TAPS][FRAGMENTS][4], 
         for (int v = 0; v < COUNT; ++v)
             multiply_group<1>(sum[v], later(corner, (row * PATCH_COLUMNS + v) * 16),
                               later(channels, row * COLUMNS * 16));
+    products_commit();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -98,7 +99,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (s.tap_columns == TAPS) multiply_tile<TAPS>(sum, taps, sources);
             else multiply_tile<1>(sum, taps, sources);
         }
-        products_commit();
         products_wait<1>();  // those of the tile before are over; its stage will be filled again, if there is a use
         if (tile > 0 && tile - 1 + STAGES < tiles) barrier_arrive(FREE + (tile - 1) % STAGES, MULTIPLIERS + LOADERS);
     }

@@ -134,7 +134,7 @@ class Kernels(SpecificationKernels):
             self._window_scratch = self.xp.empty(size, self.dtype)
         windows = self._window_scratch[:size]
         sizes = (n, height, width, channels, parts)
-        blocks = _parts(n * height * width * parts, 256)
+        blocks = _parts(n * height * width, 256 // parts)
         self._launch("windows", "windows", blocks, 256, x, _pitch("x", x), windows, *sizes)
         return windows.reshape(n, height, width, parts * self.elements)
 
@@ -229,7 +229,7 @@ class Kernels(SpecificationKernels):
         self._grad_weight(dy, x, dweight, transposed=1, strides=(1, dy.shape[3]))
         pixels, channels = 4 * n * height * width, dy.shape[3]
         wide, parts = self._wide(channels, dy)
-        rows, blocks = self._rows(pixels, parts)
+        rows, blocks = self._rows(pixels, parts, 5)
         partials = self._partials(rows * channels)
         self._launch("reduce", "column_sums", blocks, 256, dy, _pitch("dy", dy), pixels, channels, wide, partials)
         self._sum(partials, rows, channels, dbias)
@@ -283,18 +283,22 @@ class Kernels(SpecificationKernels):
         wide = channels % at_once == 0 and whole and aligned
         return int(wide), channels // at_once if wide else channels
 
-    def _rows(self, pixels: int, parts: int) -> tuple[int, int]:
-        """Over how many blocks the pixels are spread, and the blocks in all (the struct Worker of reduce.cuh)."""
+    def _rows(self, pixels: int, parts: int, at_a_time: int) -> tuple[int, int]:
+        """Over how many blocks the pixels are spread, and the blocks in all (the struct Worker of reduce.cuh).
+
+        As many as run at a time, ``at_a_time`` on each multiprocessor: what a thread prepares before its first pixel,
+        and adds up after its last, is then done once.
+        """
         side_by_side = min(parts, 256)
         tiles = _parts(parts, side_by_side)
-        rows = max(1, min(_parts(pixels, 256 // side_by_side * 4), 8 * self.device.multiprocessors // tiles))
+        rows = max(1, min(_parts(pixels, 256 // side_by_side * 4), at_a_time * self.device.multiprocessors // tiles))
         return rows, rows * tiles
 
     def norm_relu(self, y: Array, mean: Array, var: Array, gamma: Array, beta: Array, out: Array, eps: float) -> None:
         n, height, width, channels = y.shape
         _check_images("out", out, y.shape[:3], channels)
         wide, parts = self._wide(channels, y, out)
-        _, blocks = self._rows(n * height * width, parts)
+        _, blocks = self._rows(n * height * width, parts, 4)
         self._launch(
             "norm", "norm_relu", blocks, 256,
             y, _pitch("y", y), out, _pitch("out", out), n * height * width, channels,
@@ -321,7 +325,7 @@ class Kernels(SpecificationKernels):
         _check_images("skip", skip, y.shape[:3], channels)
         total, first = skip_channels if skip_channels[0] else (channels, 0)
         wide, parts = self._wide(channels, y, skip, pooled)
-        _, blocks = self._rows(n * height * width, parts)
+        _, blocks = self._rows(n * height * width, parts, 4)
         self._launch(
             "norm", "norm_relu_pool", blocks, 256,
             y, _pitch("y", y), skip, _pitch("skip", skip), pooled, _pitch("pooled", pooled), n, height, width, channels,
@@ -381,7 +385,7 @@ class Kernels(SpecificationKernels):
         _check_images("dy", dy, y.shape[:3], channels)
         arrays = [da, y, dy] if dpooled is None else [da, y, dy, dpooled]
         wide, parts = self._wide(channels, *arrays, at_once=None if dpooled is None else 4)  # POOLED in norm.cu
-        rows, blocks = self._rows(n * height * width // (1 if dpooled is None else 4), parts)
+        rows, blocks = self._rows(n * height * width // (1 if dpooled is None else 4), parts, 3)
         partials = self._partials((rows + 1) * 2 * channels)
         sums = partials[rows * 2 * channels :]  # dgamma, then dbeta
         pool_pitch = 0 if dpooled is None else _pitch("dpooled", dpooled)
@@ -419,14 +423,11 @@ class Kernels(SpecificationKernels):
         n, height, width, channels = x.shape
         outputs, size = weight.shape[3], weight.size + dbias.size
         wide, parts = self._head_parts(channels, outputs, x, dx)
-        rows, blocks = self._rows(n * height * _parts(width, 16), parts)  # strips
-        # As many blocks as run at a time: each adds up 37 sums a thread at its end.
-        tiles = blocks // rows
-        rows = max(1, min(rows, 2 * self.device.multiprocessors // tiles))
+        rows, blocks = self._rows(n * height * _parts(width, 16), parts, 2)  # strips
         partials = self._partials((rows + 1) * size)
         sums = partials[rows * size :]
         self._launch(
-            "head", "head_backward", rows * tiles, 256,
+            "head", "head_backward", blocks, 256,
             dlogits, x, _pitch("x", x), weight, dx, _pitch("dx", dx),
             n, height, width, channels, outputs, weight.shape[0], wide, partials,
         )  # fmt: skip

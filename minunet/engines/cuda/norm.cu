@@ -27,7 +27,7 @@ struct Norm {
             beta[i] = beta_[first + i];
         }
     }
-    __device__ __forceinline__ static float inverse_std(float var, float eps) { return 1.0f / sqrtf(var + eps); }
+    __device__ __forceinline__ static float inverse_std(float var, float eps) { return rsqrtf(var + eps); }
     __device__ __forceinline__ float normalise(float y, int i) const { return fmaf(slope[i], y - mean[i], beta[i]); }
 };
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ void apply(const element* y, int y_pitch, element* ou
 }
 
 // out = relu(batch_norm(y)). wide: whether 16 bytes at a time can be read and written.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     norm_relu(const element* __restrict__ y, int y_pitch, element* __restrict__ out, int out_pitch, int pixels,
               int channels, const float* __restrict__ mean, const float* __restrict__ var,
               const float* __restrict__ gamma, const float* __restrict__ beta, float eps, int wide) {
@@ -131,7 +131,7 @@ __device__ __forceinline__ void apply_and_pool(const element* y, int y_pitch, el
 
 // a = relu(batch_norm(y)); skip = dropout(a), pooled = dropout(max_pool(a)), each where its bits are given. height,
 // width: pooled.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     norm_relu_pool(const element* __restrict__ y, int y_pitch, element* __restrict__ skip, int skip_pitch,
                    element* __restrict__ pooled, int pooled_pitch, int images, int height, int width, int channels,
                    const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ gamma,

@@ -97,10 +97,11 @@ def _mma_tile(program: str, pixels: int, channels: int) -> Tile:
 
 
 def _wgmma_tile(channels: int, bulk: str) -> Tile:
-    threads = 256 + 32 + (96 if channels == 128 else 32)  # multiply, bring weights, bring pixels
-    patches, weights = 3 * 64 * 346, 3 * 3 * 64 * channels
+    blocks = 1 if channels == 128 else 2
+    threads = 256 + 32 + (32 if channels == 64 else 96)  # multiply, bring weights, bring pixels
+    patches, weights = 3 * 64 * 346, (4 if blocks == 1 else 3) * 3 * 64 * channels
     shared = max(patches + weights, _result_bytes(256, channels))
-    return Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks=1 if channels == 128 else 2)
+    return Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks)
 
 
 def _result_bytes(pixels: int, channels: int) -> int:

@@ -22,16 +22,16 @@
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
-// base + index * bytes by one instruction: what the compiler makes of 64-bit products and of several neighbouring
-// addresses takes three to six, and a warp that only copies does little else.
+// base + index * bytes. That the product is one of two 32-bit numbers is said: the compiler then makes one instruction
+// of it, where it makes three to six of 64-bit products, and a warp that only copies does little else.
 template <class T>
 __device__ __forceinline__ T* address_of(T* base, int index, int bytes) {
 #ifdef EMULATOR
     return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + static_cast<long long>(index) * bytes);
 #else
-    T* address;
-    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(index), "r"(bytes), "l"(base));
-    return address;
+    long long offset;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(offset) : "r"(index), "r"(bytes));
+    return reinterpret_cast<T*>(reinterpret_cast<size_t>(base) + offset);
 #endif
 }
 
