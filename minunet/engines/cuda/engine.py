@@ -57,24 +57,24 @@ def unsupported(
         return "the CUDA engine needs a network with at least two widths"
     if config["up_kernel"] not in (2, 3) or config["head_kernel"] not in (1, 3):
         return "the CUDA engine has transposed convolutions of side 2 and 3, and heads of side 1 and 3"
-    if precision == "bf16" and (missing := why_no_kernels()) is not None:
+    if precision == "bf16" and (missing := why_no_kernels(precision)) is not None:
         return f"bf16 needs the engine's own kernels: {missing}"
     return None
 
 
-def why_no_kernels() -> str | None:
+def why_no_kernels(precision: str) -> str | None:
     """Why the kernels of the ``.cu`` files cannot be used here, or None."""
     try:
         from minunet.engines.cuda.kernels import CupyKernels
     except ImportError as error:
         return f"they cannot be imported ({error})"
-    reason: str | None = CupyKernels.why_not()
+    reason: str | None = CupyKernels.why_not(precision)
     return reason
 
 
 def choose_kernels(xp: ModuleType, precision: str) -> SpecificationKernels:
-    """The engine's own kernels where they load, else, but for bf16, large matrix products."""
-    if why_no_kernels() is None:
+    """The engine's own kernels where they load and are right, else, but for bf16, large matrix products."""
+    if why_no_kernels(precision) is None:
         from minunet.engines.cuda.kernels import CupyKernels
 
         made: SpecificationKernels = CupyKernels(precision)
@@ -102,6 +102,8 @@ class CudaEngine(Engine):
         super().__init__(net, loss)
         xp = array_module(net.head.weight)
         self.kernels = choose_kernels(xp, precision) if kernels is None else kernels
+        if kernels is None and self.kernels.name == "row3":
+            self.reason = why_no_kernels(precision)
         self.name = f"cuda, {precision}, {self.kernels.name}"
         self.dtype = str(net.head.weight.dtype)
         free = memory.available_bytes(net)
@@ -272,7 +274,7 @@ def plan(net: UNet, n: int, height: int, width: int) -> Iterator[tuple[str, str,
 
 def step_bytes_here(precision: str = "float32") -> memory.StepBytes:
     """:func:`step_bytes` for the kernels that an engine would have here."""
-    return partial(step_bytes, precision=precision, row3=why_no_kernels() is not None)
+    return partial(step_bytes, precision=precision, row3=why_no_kernels(precision) is not None)
 
 
 def step_bytes(

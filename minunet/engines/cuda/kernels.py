@@ -8,12 +8,15 @@ this very code without a GPU. Which of them have run on one, and how fast: docs/
 import importlib
 import math
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from minunet import rng
 from minunet.backend import Array
+from minunet.engines.cuda import trial
 from minunet.engines.cuda.device import CupyDevice, Device
 from minunet.engines.cuda.programs import (
     BULK_TILES,
@@ -546,16 +549,25 @@ class CupyKernels(Kernels):
         self.name = "kernels"
 
     @staticmethod
-    def why_not() -> str | None:
-        """Why these kernels cannot run here, in one line; None if they can."""
+    def why_not(precision: str) -> str | None:
+        """Why these kernels cannot run here, in one line; None if they can, and a small convolution is right."""
         try:
-            cupy = importlib.import_module("cupy")
+            return CupyKernels._tried(importlib.import_module("cupy"), precision)
+        except ImportError as error:
+            return f"there is no CuPy ({error})"
+
+    @staticmethod
+    @cache
+    def _tried(cupy: ModuleType, precision: str) -> str | None:
+        try:
             capability = int(cupy.cuda.Device().compute_capability)
             if capability < 80:
                 return f"the kernels need compute capability 8.0, this GPU has {capability / 10:.1f}"
-            CupyDevice("tf32").function("dropout", "dropout_bits", 0)
+            distance = trial.distance(CupyKernels(precision))
         except Exception as error:  # CuPy raises several types: no driver, no device, no compiler
-            return f"the kernels cannot be compiled or loaded ({str(error).partition(chr(10))[0]})"
+            return f"the kernels cannot be compiled, loaded or run ({str(error).partition(chr(10))[0]})"
+        if not distance <= trial.BOUNDS[precision]:
+            return f"the kernels are wrong on this GPU: a small convolution is {distance:.1e} off"
         return None
 
 
