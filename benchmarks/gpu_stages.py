@@ -41,7 +41,7 @@ STAGES: dict[str, tuple[Change, ...]] = {
     "no 16-byte copies": (("ptx.cuh", COPY, f"if (to == 77) {COPY}"),),
     "no weights": (
         ("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),
-        ("conv_wgmma.cu", "if (lane == 0) copy_bulk(", "if (rounded == 77) copy_bulk("),
+        ("conv_wgmma.cu", "if (loader == 0) copy_bulk(", "if (rounded == 77) copy_bulk("),
         ("conv_wgmma.cu", "at.columns.count * TAP_BYTES);", "0);"),
     ),
     "no pixels": (

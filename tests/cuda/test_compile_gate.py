@@ -130,14 +130,14 @@ def test_a_gradient_of_weights_takes_the_tile_that_fits(precision, available, ro
     assert summing.shared + static <= available * 1024
 
 
-#: (program, precision, kernel, opcode, at most so many instructions): of the loop with most of the opcode. A warp that
-#: works by itself takes 8 to 10 cycles for each (docs/engines/gpu.md), and compilers differ: a tenth is left free.
+#: (program, precision, kernel, opcode, at most so many instructions): of the loop that is densest in the opcode. A warp
+#: that works by itself takes 8 to 10 cycles for each (docs/engines/gpu.md); compilers differ, so a tenth is left free.
 LOOPS = [
     ("wgmma_128", "bf16", "convolve", "HGMMA", 275),  # the branches for one, two and three taps together
-    ("wgmma_128", "bf16", "convolve", "LDGSTS", 200),  # weights
-    ("wgmma_128_bulk", "bf16", "convolve", "UBLKCP", 140),
+    ("wgmma_128", "bf16", "convolve", "LDGSTS", 155),  # weights
+    ("wgmma_128_bulk", "bf16", "convolve", "UBLKCP", 255),
     ("grad_weight_3x3", "bf16", "grad_weight", "HGMMA", 130),
-    ("grad_weight_8", "tf32", "grad_weight", "HMMA", 935),  # a tile, with its copies
+    ("grad_weight_8", "tf32", "grad_weight", "HMMA", 106),  # a row of pixels
     ("norm", "bf16", "norm_relu", "F2FP", 45),
 ]
 
@@ -146,8 +146,9 @@ LOOPS = [
 @pytest.mark.parametrize(("program", "precision", "kernel", "opcode", "most"), LOOPS)
 def test_loops_have_few_instructions(program, precision, kernel, opcode, most):
     loops = gpu_instructions.loops(program, precision)[kernel]
-    hot = max(loops, key=lambda loop: loop.opcodes[opcode])
-    assert hot.opcodes[opcode] > 0
+    hot = max(
+        (loop for loop in loops if loop.opcodes[opcode] >= 3), key=lambda loop: loop.opcodes[opcode] / loop.length
+    )
     assert hot.length <= most
 
 

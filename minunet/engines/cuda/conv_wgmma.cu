@@ -7,12 +7,12 @@
 // of the patch. Nothing is copied, and no thread computes an address for it. Two warpgroups have two squares each.
 //
 // Who does what. Warpgroups that multiply do nothing else: a warp that has issued a few wgmma waits for the tensor
-// cores, and would issue its copies late. So other warps bring the data, to a few stages in turn: one the weights, a
-// row of taps at a time, the others the patches. Who fills a stage waits until it is free, copies, and says a little
-// later, when these copies have come while the next are under way, that it is full. The multipliers wait until what a
-// step needs is there, issue its products, and say that what the step before has read is free as soon as its products
-// are over, while these still run. The waiting is by named barriers (wgmma.cuh), two for each stage. BULK brings the
-// weights by bulk copies (bulk.cuh) instead.
+// cores, and would issue its copies late. So other warps bring the data, to a few stages in turn: one or two the
+// weights, a row of taps at a time, the others the patches. Who fills a stage waits until it is free, copies, and says
+// a little later, when these copies have come while the next are under way, that it is full. The multipliers wait until
+// what a step needs is there, issue its products, and say that what the step before has read is free as soon as its
+// products are over, while these still run. The waiting is by named barriers (wgmma.cuh), two for each stage. BULK
+// brings the weights by bulk copies (bulk.cuh) instead.
 //
 // A warp that works by itself takes 8 to 9 cycles for an instruction, and a step is as long as the longest of these
 // roles (docs/engines/gpu.md). So each has few: a step is a whole row of taps, nothing is looked up that can be
@@ -20,14 +20,15 @@
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
 // cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Counted, for a step:
-// multipliers some 140 instructions, weights 186 (bulk: 126); pixels 150 for a patch of three steps. This version has
-// not run on a GPU. The one before it, with a step for each tap and more than twice the instructions, reached 281
+// multipliers some 140 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three steps. This version
+// has not run on a GPU. The one before it, with a step for each tap and more than twice the instructions, reached 281
 // TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int CHANNELS = 8 * FRAGMENTS, BLOCKS = CHANNELS == 128 ? 1 : 2;  // at a time on a multiprocessor
 constexpr int STAGES = BLOCKS == 1 ? 4 : 3, PATCHES = 3;
 constexpr int MULTIPLIERS = 128 * WARPGROUPS;
-constexpr int WEIGHT_LOADERS = 32, PATCH_LOADERS = CHANNELS == 64 ? 32 : 96;  // threads that bring them
+constexpr int WEIGHT_LOADERS = BULK || CHANNELS == 64 ? 32 : 64;  // threads that bring them
+constexpr int PATCH_LOADERS = CHANNELS == 64 ? 32 : 128 - WEIGHT_LOADERS;
 constexpr int THREADS = MULTIPLIERS + WEIGHT_LOADERS + PATCH_LOADERS;
 constexpr int LATE = BULK ? 0 : 1;  // by how many steps a thread's own copies are confirmed late
 constexpr int PIXELS = 64 * SQUARES * WARPGROUPS;
@@ -58,10 +59,9 @@ struct Step {
     __device__ __forceinline__ void next(const Convolution& c, int parity) {
         if (++row == rows.count) next_patch(c, parity);
     }
-    // The kernel's tap number i of the row.
-    __device__ __forceinline__ int tap(const Convolution& c, int i) const {
-        return (rows.start + rows.step * (rows.first + row)) * c.kernel + columns.start +
-               columns.step * (columns.first + i);
+    // The kernel's tap that is the first of the row; the others follow it by columns.step.
+    __device__ __forceinline__ int first_tap(const Convolution& c) const {
+        return (rows.start + rows.step * (rows.first + row)) * c.kernel + columns.start + columns.step * columns.first;
     }
 };
 
@@ -101,7 +101,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     __shared__ int pixel_of[PATCH];  // where a pixel of the patch is in x (at the end: of the tile in y); -1: nowhere
     __shared__ __align__(8) Arrival arrived[STAGES];  // of the weights, with BULK
 
-    const int lane = threadIdx.x % 32, patch_columns = c.patch_columns();
+    const int lane = threadIdx.x % 32, loader = static_cast<int>(threadIdx.x) - MULTIPLIERS,
+              patch_columns = c.patch_columns();
     // The shuffle changes nothing. It tells the compiler that a warp's lanes agree, which wgmma in a branch needs.
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
     const Tile tile = tile_of(c);
@@ -121,26 +122,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     float sum[SQUARES][FRAGMENTS][4] = {};
     Step at(c, tile.parity);
 
-    if (warp == MULTIPLIERS / 32) {  // brings the weights
+    if (warp >= MULTIPLIERS / 32 && warp < (MULTIPLIERS + WEIGHT_LOADERS) / 32) {  // bring the weights
+        const int to_next_tap = c.panels() * c.channel_tiles() * TAP_ELEMENTS;
         for (int step = 0, stage = 0, before = 0; step < steps + LATE; ++step) {
             if (step < steps) {
                 __syncwarp();  // with BULK one lane has been busy alone
                 if (step >= STAGES) barrier_wait(FREE + stage, MULTIPLIERS + WEIGHT_LOADERS);
-                if (BULK && lane == 0) arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);
+                if (BULK && loader == 0) arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);
+                const int next_tap = at.columns.step * to_next_tap, own = BULK ? 0 : loader;
+                const element* from = address_of(weights_of(c, tile, at.first_tap(c), at.panel), own, 16);
+                unsigned char* to = weights + stage * STAGE_BYTES + own * 16;
 #pragma unroll
                 for (int i = 0; i < 3; ++i) {
-                    if (i >= at.columns.count) break;
-                    const element* from = weights_of(c, tile, at.tap(c, i), at.panel);
-                    unsigned char* to = weights + stage * STAGE_BYTES + i * TAP_BYTES;
-                    if (BULK) {
-                        if (lane == 0) copy_bulk(to, from, TAP_BYTES, &arrived[stage]);
-                    } else {
-                        from = address_of(from, lane, 16);
-                        to += lane * 16;
+                    if (i < at.columns.count) {
+                        if (BULK) {
+                            if (loader == 0) copy_bulk(to, from, TAP_BYTES, &arrived[stage]);
+                        } else {
 #pragma unroll
-                        for (int q = 0; q < 4 * CHANNELS; q += WEIGHT_LOADERS)
-                            copy_async(to + q * 16, from + q * ELEMENTS);
+                            for (int q = 0; q < 4 * CHANNELS; q += WEIGHT_LOADERS)
+                                copy_async(to + q * 16, from + q * ELEMENTS);
+                        }
                     }
+                    from = address_of(from, next_tap, sizeof(element));
+                    to += TAP_BYTES;
                 }
                 at.next(c, tile.parity);
             }
@@ -158,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         copy_wait<0>();
     } else if (warp > MULTIPLIERS / 32) {  // bring the patches, after the first one patch late
-        const int worker = threadIdx.x - MULTIPLIERS - WEIGHT_LOADERS;
+        const int worker = loader - WEIGHT_LOADERS;
         for (int patch = 0, slot = 0, before = 0; patch < patches + 1; ++patch) {
             if (patch < patches) {
                 if (patch >= PATCHES) barrier_wait(PATCH_FREE + slot, MULTIPLIERS + PATCH_LOADERS);
