@@ -123,13 +123,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Step at(c, tile.parity);
 
     if (warp >= MULTIPLIERS / 32 && warp < (MULTIPLIERS + WEIGHT_LOADERS) / 32) {  // bring the weights
-        const int to_next_tap = c.panels() * c.channel_tiles() * TAP_ELEMENTS;
+        const int tap_stride = c.panels() * c.channel_tiles() * TAP_ELEMENTS;      // elements from a tap to the next
         for (int step = 0, stage = 0, before = 0; step < steps + LATE; ++step) {
             if (step < steps) {
                 __syncwarp();  // with BULK one lane has been busy alone
                 if (step >= STAGES) barrier_wait(FREE + stage, MULTIPLIERS + WEIGHT_LOADERS);
                 if (BULK && loader == 0) arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);
-                const int next_tap = at.columns.step * to_next_tap, own = BULK ? 0 : loader;
+                const int stride = at.columns.step * tap_stride, own = BULK ? 0 : loader;
                 const element* from = address_of(weights_of(c, tile, at.first_tap(c), at.panel), own, 16);
                 unsigned char* to = weights + stage * STAGE_BYTES + own * 16;
 #pragma unroll
@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                                 copy_async(to + q * 16, from + q * ELEMENTS);
                         }
                     }
-                    from = address_of(from, next_tap, sizeof(element));
+                    from = address_of(from, stride, sizeof(element));
                     to += TAP_BYTES;
                 }
                 at.next(c, tile.parity);
