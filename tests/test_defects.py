@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.defects.__main__ import defects
-from tests.mutation.trial import ROOT
+from tests.mutation.trial import ROOT, own_tests
 
 SAMPLE = [
     "batch_norm2d: eps forgotten in backward",
@@ -38,6 +38,7 @@ def test_every_defect_fits_the_code_and_leaves_it_one_that_compiles():
     assert [defect.name for defect in defects() if defect.source() is None] == []
     for defect in defects():
         assert compile(defect.source(), defect.file, "exec")
+        assert [path for path in own_tests(defect.file) if "/" in path and not (ROOT / path).exists()] == []
 
 
 @forks

@@ -48,6 +48,8 @@ def own_tests(module: str, where: str = "") -> list[str]:
         return ["tests/test_losses.py", contract, module, "-k", "loss or bce"]
     if name == "gradcheck" and where.partition(".")[0] in ("everything", "main"):
         return ["tests/test_gradcheck.py", "-k", "command"]
+    if module == "minunet/engines/plain.py":
+        return ["tests/test_training.py", module]
     if name == "initializers":
         return ["tests/test_layers.py", module]
     if name in ("layers", "blocks"):
