@@ -254,6 +254,7 @@ SCRIPT = """
 import os, signal, sys, time
 from minunet.engines.cpu.team import Team, TeamError
 from tests.engines.team_programs import build
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a job in the background
 team = Team(2, build, {}, 1024)
 team.run(["note_process"])
 print(*team.array(512, (2,), "int64"), flush=True)
@@ -269,6 +270,16 @@ if os.fork() == 0:
         time.sleep(0.01)
     os._exit(0)
 """
+
+
+def last_words(process):
+    """What a process says until it ends by itself. If it does not, it is killed, and the test fails."""
+    try:
+        return process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def script(rest, folder, as_file=False, **options):
@@ -295,7 +306,7 @@ def script(rest, folder, as_file=False, **options):
 @pytest.mark.parametrize(("rest", "code"), [("print(team.run(['sum', 3]))", 0), ("sys.exit(4)", 4), ("os._exit(5)", 5)])
 def test_a_script_needs_no_guard_and_no_close(tmp_path, rest, code, as_file):
     process, members = script(rest, tmp_path, as_file)
-    out, err = process.communicate(timeout=600)
+    out, err = last_words(process)
     assert (process.returncode, out, err) == (code, "9.0\n" if code == 0 else "", "")
     assert len(members) == 2
     assert wait_until(lambda: not works(members[1]))
@@ -331,7 +342,7 @@ def test_ctrl_c_can_let_the_run_end(tmp_path):
     process, members = script(rest, tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=600)
+    out, err = last_words(process)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
     assert wait_until(lambda: not works(members[1]))
 
@@ -340,7 +351,7 @@ def test_ctrl_c_ends_a_run_that_does_not_answer_it(tmp_path):
     process, members = script("team.run(['go_on', 'begun', 'until'])", tmp_path, start_new_session=True)
     assert wait_until((tmp_path / "begun").exists)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=600)
+    _, err = last_words(process)
     assert process.returncode == -signal.SIGINT
     # Rank 0's own, and none of a worker. Its traceback may have parts, if it was handling another exception.
     assert err.splitlines().count("KeyboardInterrupt") == 1
@@ -366,7 +377,7 @@ assert not team.closed
 print(team.run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=600)
+    out, err = last_words(process)
     assert (process.returncode, out, err) == (0, "9.0\n", "")
 
 
@@ -386,7 +397,7 @@ except TeamError as error:
 print(Team(1, build, {{}}, 1024).run(["sum", 3]))
 """
     process, _ = script(rest, tmp_path)
-    out, err = process.communicate(timeout=600)
+    out, err = last_words(process)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("a team of 2 processes cannot start: ")
     assert out.endswith("\n3.0\n")
