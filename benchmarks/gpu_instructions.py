@@ -3,7 +3,7 @@
     python benchmarks/gpu_instructions.py                          convolution and gradient of the weights for Hopper
     python benchmarks/gpu_instructions.py norm --precision tf32    the kernels of another program of programs.py
 
-A warp that works by itself takes 8 to 9 cycles for an instruction (docs/engines/gpu.md): so the number of instructions
+A warp that works by itself takes 8 to 10 cycles for an instruction (docs/engines/gpu.md): so the number of instructions
 in a loop says how fast it can be at most. A loop's count includes all its branches, of which a turn takes one. Needs
 NVIDIA's compiler and disassembler: pip install ".[kernels]".
 """

@@ -200,6 +200,14 @@ def test_dropout_in_the_convolutions(convolutions, channels):
         assert_agrees(convolutions, "conv_transpose", x, up, bias, output(*shape, channels), **halves)
 
 
+def test_a_mask_of_too_many_values_is_refused():
+    """The kernels count them in 32 bits."""
+    numbers, bits = Numbers("float32"), np.broadcast_to(np.uint16(0), (1, 2**27))
+    kernels, images = make(DEVICES[0], "float32"), np.zeros((1, 2, 2, 8), "float32")
+    with pytest.raises(ValueError, match="fewer than 2\\*\\*31 values an image, got 2147483648"):
+        kernels.conv3x3_grad_input(kernels.xp.asarray(images), kernels.xp.asarray(numbers(3, 3, 8, 8)), images, bits)
+
+
 def random_bits(shape: tuple[int, ...], rate: float = 0.3) -> np.ndarray:
     bits = np.zeros((shape[0], -(-int(np.prod(shape[1:])) // 16)), "uint16")
     SpecificationKernels(np).dropout_bits(bits, rng.Key(1), rate)

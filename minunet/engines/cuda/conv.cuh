@@ -175,14 +175,59 @@ __device__ __forceinline__ void locate_result(const Convolution& c, const Tile& 
 constexpr int RESULT_PITCH = (CHANNELS * 9 / 8 + 7) / 16 * 16 + 8;
 __device__ __forceinline__ constexpr int result_place(int channel) { return channel + channel / 32 * 4; }
 
-// Writes the tile by 16 bytes a thread, always of the same channels. On the way each thread adds up its values for the
-// statistics: their number, the sum of v - s, and that of (v - s)^2, where s is the channel's first value in the tile:
-// then nothing is lost where a channel is nearly constant. The sums of all threads make the tile's count, mean and sum
-// of squares around the mean, sum (v - s)^2 - (sum (v - s))^2 / count, which finish_statistics (reduce.cu) joins with
-// those of other tiles. All threads of the block must call it.
+constexpr int PARTS = CHANNELS / ELEMENTS, WARPS = THREADS / 32;  // 16 bytes of a pixel of the result
+
+// The statistics of the tile, from the sums of each thread over its pixels: their number, the sum of v - s, and that of
+// (v - s)^2, of each of its channels, where s is the channel's value in pixel `valid`: so nothing is lost where a
+// channel is nearly constant. Together they make the tile's count, mean and sum of squares around the mean, which is
+// sum (v - s)^2 - (sum (v - s))^2 / count. finish_statistics (reduce.cu) joins those of all tiles. All threads of the
+// block must call it; it writes over the result.
+__device__ __forceinline__ void write_statistics(const Convolution& c, const Tile& tile, float* result, int valid,
+                                                 float count, float (&first)[ELEMENTS], float (&second)[ELEMENTS]) {
+    // The lanes that have the same channels first, then, by way of shared memory, the warps.
+#pragma unroll
+    for (int lanes = PARTS; lanes < 32; lanes *= 2) {
+        count += __shfl_xor_sync(0xffffffffu, count, lanes);
+#pragma unroll
+        for (int e = 0; e < ELEMENTS; ++e) {
+            first[e] += __shfl_xor_sync(0xffffffffu, first[e], lanes);
+            second[e] += __shfl_xor_sync(0xffffffffu, second[e], lanes);
+        }
+    }
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x;
+    const float shift = channel < CHANNELS ? result[valid * RESULT_PITCH + result_place(channel)] : 0;
+    __syncthreads();  // nobody reads the result any more
+
+    float *counts = result, *sums = result + WARPS;  // of each warp: the first sums of all channels, then the second
+    if (lane == 0) counts[warp] = count;
+    if (lane < PARTS) {
+#pragma unroll
+        for (int e = 0; e < ELEMENTS; ++e) {
+            sums[2 * warp * CHANNELS + lane * ELEMENTS + e] = first[e];
+            sums[(2 * warp + 1) * CHANNELS + lane * ELEMENTS + e] = second[e];
+        }
+    }
+    __syncthreads();
+    if (channel >= CHANNELS || tile.first_channel + channel >= c.out_channels) return;
+    float n = 0, total = 0, squares = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+        n += counts[w];
+        total += sums[2 * w * CHANNELS + channel];
+        squares += sums[(2 * w + 1) * CHANNELS + channel];
+    }
+    float* to = c.partials + static_cast<size_t>(blockIdx.x / c.channel_tiles()) * 3 * c.out_channels +
+                tile.first_channel + channel;
+    to[0] = n;
+    to[c.out_channels] = n == 0 ? 0 : shift + total / n;
+    to[2 * c.out_channels] = n == 0 ? 0 : squares - total * total / n;
+}
+
+// Writes the tile by 16 bytes a thread, always of the same channels, which on the way it adds up for the statistics, if
+// these are asked for. All threads of the block must call it.
 __device__ __forceinline__ void write_result(const Convolution& c, const Tile& tile, float* result,
                                              const int* pixel_of) {
-    constexpr int PARTS = CHANNELS / ELEMENTS, STRIDE = THREADS / PARTS, WARPS = THREADS / 32;
+    constexpr int STRIDE = THREADS / PARTS;
     static_assert(THREADS % PARTS == 0 && PARTS <= 32, "a thread keeps its channels");
     const bool wide =
         c.y_pitch % ELEMENTS == 0 && c.out_channels % ELEMENTS == 0 && reinterpret_cast<size_t>(c.y) % 16 == 0;
@@ -225,44 +270,5 @@ __device__ __forceinline__ void write_result(const Convolution& c, const Tile& t
             for (int e = 0; e < ELEMENTS; ++e)
                 if (e < channels) to[e] = pack.e[e];
     }
-    if (!c.partials) return;
-
-    // The lanes that have the same channels first, then, by way of shared memory, the warps.
-#pragma unroll
-    for (int lanes = PARTS; lanes < 32; lanes *= 2) {
-        count += __shfl_xor_sync(0xffffffffu, count, lanes);
-#pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e) {
-            first[e] += __shfl_xor_sync(0xffffffffu, first[e], lanes);
-            second[e] += __shfl_xor_sync(0xffffffffu, second[e], lanes);
-        }
-    }
-    const float own_shift = threadIdx.x < CHANNELS ? result[valid * RESULT_PITCH + result_place(threadIdx.x)] : 0;
-    __syncthreads();  // nobody reads the result any more
-
-    float *counts = result, *sums = result + WARPS;  // of each warp: the first sums of all channels, then the second
-    const int warp = threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0) counts[warp] = count;
-    if (threadIdx.x % 32 < PARTS) {
-#pragma unroll
-        for (int e = 0; e < ELEMENTS; ++e) {
-            sums[2 * warp * CHANNELS + own + e] = first[e];
-            sums[(2 * warp + 1) * CHANNELS + own + e] = second[e];
-        }
-    }
-    __syncthreads();
-    const int mine = threadIdx.x;
-    if (mine >= CHANNELS || tile.first_channel + mine >= c.out_channels) return;
-    float n = 0, total = 0, squares = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-        n += counts[w];
-        total += sums[2 * w * CHANNELS + mine];
-        squares += sums[(2 * w + 1) * CHANNELS + mine];
-    }
-    float* to = c.partials + static_cast<size_t>(blockIdx.x / c.channel_tiles()) * 3 * c.out_channels +
-                tile.first_channel + mine;
-    to[0] = n;
-    to[c.out_channels] = n == 0 ? 0 : own_shift + total / n;
-    to[2 * c.out_channels] = n == 0 ? 0 : squares - total * total / n;
+    if (c.partials) write_statistics(c, tile, result, valid, count, first, second);
 }

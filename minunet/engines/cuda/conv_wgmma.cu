@@ -14,7 +14,7 @@
 // products are over, while these still run. The waiting is by named barriers (wgmma.cuh), two for each stage. BULK
 // brings the weights by bulk copies (bulk.cuh) instead.
 //
-// A warp that works by itself takes 8 to 9 cycles for an instruction, and a step is as long as the longest of these
+// A warp that works by itself takes 8 to 10 cycles for an instruction, and a step is as long as the longest of these
 // roles (docs/engines/gpu.md). So each has few: a step is a whole row of taps, nothing is looked up that can be
 // counted, weights lie in memory as they are read, and all lanes' addresses differ by constants.
 //

@@ -596,7 +596,10 @@ def _parts(size: int, part: int) -> int:
 
 
 def _words(bits: Array | None) -> int:
-    return 0 if bits is None else bits.shape[1]
+    words = 0 if bits is None else bits.shape[1]
+    if words >= 2**27:
+        raise ValueError(f"bits must be of fewer than 2**31 values an image, got {16 * words}")
+    return words
 
 
 def _key_words(key: rng.Key) -> list[np.uint64]:
