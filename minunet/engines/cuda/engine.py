@@ -136,6 +136,7 @@ class CudaEngine(Engine):
         buffers, n = self.buffers, len(x)
         assert buffers is not None, "the engine has been closed"
         bottom = buffers.levels[-1]
+        # Images of another size go the plain way; and one value a channel at the bottom, which it refuses: no variance.
         if not buffers.take(x) or n * bottom.height * bottom.width == 1:
             return super().loss_and_grads(x, target, key)
         step = _Step(self.kernels, self.net, buffers, n, self.loss, self.grads)
@@ -296,7 +297,7 @@ def step_bytes(
     if row3:
         working = 6 * buffers["scratch"]
     else:
-        windows = 9 * buffers["images"] * 32 // 27  # of the first convolution (windows.cu)
+        windows = 9 * buffers["images"] * 32 // 27  # of the first convolution: 27 numbers, filled up to 32 (windows.cu)
         working = 2 * weights * sizes["activation"] // 4 + windows + 2**28
     return sum(buffers.values()) + 5 * weights + working
 
@@ -444,6 +445,8 @@ class _Step:
 
         da = self.buffers.scratch_for(n, levels[0])  # forward has left the head's input here
         kernels.head_backward(dlogits, da, parameters["head.weight"], da, grads["head.weight"], grads["head.bias"])
+        # Down the right side of the U. A transposed convolution's input is worked out again, for the gradient of its
+        # weights; then the gradient of that input is written over it.
         for i in range(depth):
             level, below = levels[i], levels[i + 1]
             self._last_norm_backward(f"up{i + 1}", level)
@@ -456,6 +459,7 @@ class _Step:
             kernels.conv_transpose_grad_weight(a, dup, grads[f"{up}.weight"], grads[f"{up}.bias"])
             kernels.conv_transpose_grad_input(dup, parameters[f"{up}.weight"], a)
         self._last_norm_backward("bottleneck", levels[-1])
+        # Up the left side: a level's gradient is that of its skip and that of its pooled image together.
         for i in reversed(range(depth + 1)):
             name = "bottleneck" if i == depth else f"down{i + 1}"
             if i < depth:

@@ -82,6 +82,7 @@ class Kernels(SpecificationKernels):
                 self._weights[key] = self._prepare(weight, windows, former.get(key))
 
     def _prepare(self, weight: Array, windows: bool, into: "_Prepared | None" = None) -> "_Prepared":
+        """The two layouts of ``weight``, in new memory or ``into`` those of an earlier step."""
         height, width, in_channels, out_channels = weight.shape
         taps, panel = height * width, 4 * self.elements
         tiles = self._tile(out_channels).channels, self._tile(in_channels).channels
@@ -102,7 +103,7 @@ class Kernels(SpecificationKernels):
         return into
 
     def _prepared(self, weight: Array, windows: bool = False) -> "_Prepared":
-        """The layouts of ``weight`` that prepare_weights has made, or made now; that of ``forward`` for windows.cu?"""
+        """The layouts that prepare_weights has made of ``weight``, or else new ones; ``windows``: for windows.cu."""
         found = self._weights.get((self.device.address(weight), weight.shape, windows))
         return self._prepare(weight, windows) if found is None else found
 
@@ -118,13 +119,16 @@ class Kernels(SpecificationKernels):
             return
         tile = self._tile(y.shape[3])
         tiles, _ = _pixel_tiles(tile, *x.shape[:3])
-        partials = self._partials(tiles * 3 * y.shape[3])
+        partials = self._partials(tiles * 3 * y.shape[3])  # count, mean, squares: finish_statistics in reduce.cu
         self._convolve(0, kernel, x, laid_out.forward, y, partials=partials)
         blocks = _parts(y.shape[3], 32)
         self._launch("reduce", "finish_statistics", blocks, 1024, partials, tiles, y.shape[3], mean, var)
 
     def _takes_windows(self, weight: Array) -> bool:
-        """Whether a convolution has so few input channels that it is done on its windows (windows.cu)."""
+        """Whether a convolution has so few input channels that it is done on its windows (windows.cu).
+
+        A window has at most 64 numbers then: as many channels as a block of grad_weight.cu takes.
+        """
         return weight.shape[0] == 3 and 9 * weight.shape[2] <= 64
 
     def _windows(self, x: Array) -> Array:
@@ -181,7 +185,7 @@ class Kernels(SpecificationKernels):
 
     def _convolve(
         self,
-        direction: int,  # the enum Direction of conv.cuh
+        direction: int,  # Direction in conv.cuh: 0 FORWARD, 1 GRAD_INPUT, 2 UP (transposed), 3 UP_GRAD_INPUT
         kernel: int,
         x: Array,
         weight: Array,
@@ -260,7 +264,7 @@ class Kernels(SpecificationKernels):
         """The program for a gradient of the weights."""
         if self.device.hopper and self.precision == "bf16":
             return WGMMA_SUMMING[3 if kernel == 3 and not transposed else 2]
-        pitch = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)
+        pitch = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)  # PITCH in grad_weight.cu
         threads = 128 * (kernel - 1 if transposed else kernel)
         large, small = (
             Summing(f"grad_weight_{rows}", 64, threads, 2 * (18 * (rows + 2) + 16 * rows) * pitch, rows)
@@ -270,7 +274,7 @@ class Kernels(SpecificationKernels):
         return large if fits else small
 
     def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
-        """Into ``out``: the sum of the ``count`` rows of ``size`` numbers."""
+        """Into ``out``: the sum of the ``count`` rows of ``size`` numbers. Few numbers have 32 threads each."""
         if size < 4096:
             self._launch("reduce", "sum_many_partials", _parts(size, 32), 1024, partials, count, size, out)
         else:
@@ -289,8 +293,9 @@ class Kernels(SpecificationKernels):
     def _rows(self, pixels: int, parts: int, at_a_time: int) -> tuple[int, int]:
         """Over how many blocks the pixels are spread, and the blocks in all (the struct Worker of reduce.cuh).
 
-        As many as run at a time, ``at_a_time`` on each multiprocessor: what a thread prepares before its first pixel,
-        and adds up after its last, is then done once.
+        As many as run at a time, ``at_a_time`` on each multiprocessor (as many as the kernel's registers allow): what a
+        thread prepares before its first pixel, and adds up after its last, is then done once. But no more than have
+        four pixels for each thread.
         """
         side_by_side = min(parts, 256)
         tiles = _parts(parts, side_by_side)
@@ -466,7 +471,7 @@ class Kernels(SpecificationKernels):
     # --- What follows the gradients: optimizer.cu ---------------------------------------------------------------------
 
     def sum_of_squares(self, flat: Array) -> Array:
-        blocks = min(_parts(flat.size, 2048), 8 * self.device.multiprocessors)
+        blocks = min(_parts(flat.size, 2048), 8 * self.device.multiprocessors)  # 8 numbers a thread, or more
         partials = self._partials(blocks, "float64")
         total = self.xp.empty(1, "float64")
         self._launch("optimizer", "squares", blocks, 256, flat, np.int64(flat.size), partials)
@@ -573,12 +578,14 @@ class CupyKernels(Kernels):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A convolution's weights in the two layouts of weights.cu."""
+    """A convolution's weights in the two layouts of weights.cu.
 
-    forward: (
-        Array  # (taps, panels of C_in, tiles of C_out, 4, channels of a tile, elements of a part); or of windows.cu
-    )
-    grad_input: Array  # (taps, panels of C_out, tiles of C_in, 4, channels of a tile, elements of a part)
+    (taps, panels of input channels, tiles of output channels, 4, channels of a tile, elements of a part), where the
+    grad-input has C_out input channels and C_in output channels.
+    """
+
+    forward: Array  # for windows.cu of one tap
+    grad_input: Array
 
 
 def _pixel_tiles(tile: Tile, n: int, height: int, width: int) -> tuple[int, int]:

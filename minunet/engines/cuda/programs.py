@@ -92,13 +92,14 @@ class Tile:
 
 
 def _mma_tile(program: str, pixels: int, channels: int) -> Tile:
-    patch = 180 if pixels == 128 else 340
+    patch = 180 if pixels == 128 else 340  # PATCH in conv.cuh; three stages of rows of 80 bytes, PITCH in conv.cu
     return Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, _result_bytes(pixels, channels)))
 
 
 def _wgmma_tile(channels: int, bulk: str) -> Tile:
     blocks = 1 if channels == 128 else 2
     threads = 256 + 32 + (32 if channels == 64 else 96)  # multiply, bring weights, bring pixels
+    # PATCHES planes of PATCH_PLANE pixels, and STAGES rows of three taps, 64 bytes each: conv_wgmma.cu.
     patches, weights = 3 * 64 * 346, (4 if blocks == 1 else 3) * 3 * 64 * channels
     shared = max(patches + weights, _result_bytes(256, channels))
     return Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks)
@@ -138,6 +139,7 @@ class Summing:
 def _wgmma_summing(program: str) -> Summing:
     defines = PROGRAMS[program].defines
     channels = 8 * defines["FRAGMENTS"]
+    # Three stages of PATCH_PLANE and PIXEL_PLANE pixels, 16 bytes for each 8 channels: grad_weight_wgmma.cu.
     return Summing(program, channels, 128 * (defines["TAP_ROWS"] + 1), 3 * (8 * 185 + channels // 8 * 129) * 16)
 
 

@@ -11,9 +11,10 @@ those of pixels 1, 4, 7, ... are the matrix that begins one pixel later, and so 
 a matrix (9 C_in, C_out), gives a third of the output. Windows that reach over the end of an image row are computed too,
 and thrown away: two in W + 2.
 
-A library's matrix product runs near a GPU's peak on such shapes, and no kernel of one's own is needed. The lowered copy
-of x costs three times its memory, so the images are worked on in groups. Counted to be fast, measured to be slow
-(docs/engines/gpu.md): what lies around the products takes far longer than they do. It runs where our kernels do not.
+A library's matrix product runs near a GPU's peak on such shapes, and no kernel of one's own is needed. This copy of x
+(to make it is called "lowering") costs three times its memory, so the images are worked on in groups. Counted to be
+fast, measured to be slow (docs/engines/gpu.md): what lies around the products takes far longer than they do. It runs
+where our kernels do not.
 """
 
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def conv3x3(x: Array, weight: Array) -> Array:
         thirds = xp.empty((3, count, weight.shape[3]), dtype=x.dtype)
         for r in range(3):
             thirds[r] = windows[r] @ matrix
-        # The window of pixel 3 q + r is row q of third r.
+        # The window of pixel 3 q + r is row q of third r; `every`: those of all pixels, in order.
         every = thirds.transpose(1, 0, 2).reshape(3 * count, -1)
         size = len(x[images]) * height * (width + 2)
         y[images] = every[:size].reshape(-1, height, width + 2, weight.shape[3])[:, :, :width]
@@ -89,7 +90,7 @@ def lower(x: Array) -> list[Array]:
     n, height, width, channels = x.shape
     pixels = n * height * (width + 2)
     count = -(-pixels // 3)
-    flat = xp.zeros((3 * count + 2) * 3 * channels, dtype=x.dtype)
+    flat = xp.zeros((3 * count + 2) * 3 * channels, dtype=x.dtype)  # + 2: the third matrix begins two pixels later
     padded = flat[: pixels * 3 * channels].reshape(n, height, width + 2, 3, channels)
     inner = padded[:, :, 1:-1]
     inner[:, 1:, :, 0] = x[:, :-1]  # the neighbour above; there is none in the first row

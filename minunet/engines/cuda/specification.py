@@ -23,7 +23,7 @@ from minunet.optim import AdamW
 
 
 class SpecificationKernels:
-    """The methods of the seam, each by the op that defines it; ``xp`` is NumPy or CuPy.
+    """What the engine calls, each method by the op that defines it; ``xp`` is NumPy or CuPy.
 
     ``dtype`` is that of the arithmetic (float64 in tests); ``precision`` "tf32" computes as "float32" does here.
     """
@@ -49,11 +49,13 @@ class SpecificationKernels:
             return
         xp = self.xp
         bits = xp.ascontiguousarray(values.astype("float32")).view("uint32")
+        # The lower half falls away. Added first is just under half of the last bit that stays, and that bit itself: so
+        # what lies in the middle goes up from an odd number only. 0x7FC0 is a NaN.
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         out[...] = xp.where(xp.isnan(values), 0x7FC0, rounded).astype("uint16")
 
     def prepare_weights(self, weights: dict[str, Array]) -> None:
-        """Called once before the kernels of a step or a prediction use ``weights``: bf16 copies are made here."""
+        """Called once before a step or a prediction uses ``weights``: kernels lay them out here (weights.cu)."""
 
     def _rounded(self, weight: Array) -> Array:
         """``weight`` as the products see it."""
@@ -119,8 +121,8 @@ class SpecificationKernels:
     ) -> None:
         """norm_relu into ``skip`` and, max-pooled 2x2, into ``pooled``; then the dropout of each, if it has a mask.
 
-        ``skip`` is part of a tensor of ``skip_channels[0]`` channels, from channel ``skip_channels[1]`` on, and
-        ``skip_bits`` is the mask of all of that.
+        ``skip`` is part of a tensor of ``skip_channels[0]`` channels (the concatenation), from channel
+        ``skip_channels[1]`` on, and ``skip_bits`` is the mask of that whole tensor.
         """
         a, _ = ops.relu_forward(self._norm(y, mean, var, gamma, beta, eps)[0])
         largest, _ = ops.max_pool2d_forward(a)
