@@ -1,16 +1,18 @@
 // Augmentation: a batch of images and masks, each moved by its own affine map, and noise for the images.
 //
 // Specification: minunet.data.augment.PixelPasses, warp and add_noise. Places are computed in float64 and rounded to
-// 1e-9 of a pixel as there, so masks and images are equal bit for bit; noise is but for the last bits of log, cos, sin.
+// 1e-9 of a pixel as there, so masks and images are equal bit for bit. The noise is, too, but for the last bits of log,
+// cos and sin.
 //
-// Idea: for the map a thread an output pixel; it finds the place once, for all channels of image and mask. For the
-// noise a thread 8 values, which are what a block of random bits gives (rng.standard_normal, philox.cuh).
+// Idea: for the map a thread has an output pixel; it finds the place once, for all channels of image and mask. For the
+// noise it has 8 values, which are what a block of random bits gives (rng.standard_normal, philox.cuh).
 //
 // Cost: memory: image and mask read and written once (four neighbours come from the caches), and for the noise images
 // read and written once, and about 700 instructions for 8 values. Both are far below a step's.
 
 #include "philox.cuh"
 
+// Outside of the image it goes on as in a mirror: ... 1 0 | 0 1 2 ... The pattern repeats after twice the size.
 __device__ __forceinline__ int reflect(double place, int size) {
     long long p = static_cast<long long>(place) % (2 * size);
     if (p < 0) p += 2 * size;
@@ -55,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256)
     add_noise(const float* images, const float* __restrict__ strength, float* noisy, int values, int count,
               unsigned long long seed, unsigned long long epoch, unsigned long long step, unsigned long long stream,
               unsigned long long first_image) {
-    const int blocks = (values + 7) / 8;
+    const int blocks = (values + 7) / 8;  // of random bits, an image
     const long long index = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= static_cast<long long>(blocks) * count) return;
     const int n = static_cast<int>(index / blocks), block = static_cast<int>(index % blocks);

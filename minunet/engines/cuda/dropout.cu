@@ -1,9 +1,10 @@
 // Dropout masks: one bit a value, drawn by counter.
 //
 // Specification: minunet.rng.random_uint16 and the `kept` of minunet.ops.dropout: value e of an image is kept if its
-// 16-bit draw is at least `threshold`. Bit e % 16 of word e / 16 of the image's row says so.
+// 16-bit draw is at least `threshold`, the rate of dropout times 2^16. Bit e % 16 of word e / 16 of the image's row
+// says so.
 //
-// Idea: each thread makes the one block of 16 draws that its 16 values need.
+// Idea: a thread makes one word. Its 16 draws are one block of Philox's 256 random bits (philox.cuh).
 //
 // Cost: about 250 instructions for 16 values, and 1 bit written a value: all masks of a step of the reference network,
 // batch 16, take about 0.3 ms of arithmetic, less than writing the values themselves.

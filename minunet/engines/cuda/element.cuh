@@ -2,7 +2,7 @@
 //
 //     -DPRECISION_F32     element = float. A product is three TF32 products, together about as exact as float32's own.
 //     -DPRECISION_TF32    element = float. A product is one TF32 product: 10 bits of mantissa.
-//     -DPRECISION_BF16    element = bf16, the upper half of a float: half the bytes, twice the rate, 7 bits of
+//     -DPRECISION_BF16    element = bf16, the upper half of a float: half the bytes, twice the rate; 7 bits of
 //     mantissa.
 //
 // Sums are always float32, and where many numbers are joined (statistics, losses) float64 at the end.
@@ -42,7 +42,8 @@ __device__ __forceinline__ element to_element(float x) {
 }
 
 // The nearest element that a tensor core can multiply without dropping bits: rounded here, where a tensor is written,
-// and not in the inner loop of each kernel that reads it.
+// and not in the inner loop of each kernel that reads it. Of 23 bits TF32 has 10: half of the last of these is added,
+// and the other 13 are cut off.
 __device__ __forceinline__ element to_factor(float x) {
 #ifdef PRECISION_TF32
     unsigned int bits = __float_as_uint(x);
@@ -103,8 +104,9 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned int (&a)[
 #elif defined(PRECISION_TF32)
     multiply_tf32(c, a, b);
 #else
-    // x = high + low exactly, with high a TF32 number (an infinite x has a low of NaN, and so has what it is in). low *
-    // low is below float32's rounding.
+    // x = high + low exactly, with high the TF32 number that the instruction makes of x by ignoring 13 bits. Of the
+    // four products low * low is left out: it is below float32's rounding. (An infinite x has a low of NaN: so has the
+    // sum.)
     unsigned int a_low[4], b_low[2];
     for (int i = 0; i < 4; ++i) a_low[i] = __float_as_uint(__uint_as_float(a[i]) - __uint_as_float(a[i] & 0xffffe000u));
     for (int i = 0; i < 2; ++i) b_low[i] = __float_as_uint(__uint_as_float(b[i]) - __uint_as_float(b[i] & 0xffffe000u));
@@ -114,8 +116,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned int (&a)[
 #endif
 }
 
-// Which of COUNT values, from `index` of an image on, its dropout mask (dropout.cu) keeps: bit i says it of value
-// index + i.
+// Which of the COUNT values index, index + 1, ... of an image its dropout mask (dropout.cu) keeps: bit i says it of
+// value index + i.
 template <int COUNT>
 __device__ __forceinline__ unsigned int kept(const unsigned short* bits, int words_an_image, int image, int index) {
     static_assert(COUNT <= 16, "they lie in two words at most");

@@ -4,11 +4,14 @@
 //
 // Idea. With K = 1 there is nothing for tensor cores to do: a pixel has 9 C products each way, so few that what counts
 // is everything else, the loads, bounds and addresses. So a thread has 4 channels, keeps their nine weights in
-// registers, and walks along a strip of pixels. Forward: a value of x is in nine windows. The thread adds it to the
-// nine logits as it comes by; those of a column are complete once the next column has been read, and then the lanes of
-// the strip add up their channels. Backward: of the nine dlogits around a pixel three are new at each step. dx is the
-// weights times these; dweight is x times these, summed in registers over all strips of the thread. It is one kernel:
-// x is read once, and dx may be written over it.
+// registers, and walks along a strip of pixels.
+//
+// Forward: a value of x is in nine windows. The thread adds it to the nine logits as it comes by; those of a column are
+// complete once the next column has been read, and then the lanes of the strip add up their channels.
+//
+// Backward: of the nine dlogits around a pixel three are new at each step. dx is the weights times these; dweight is x
+// times these, summed in registers over all strips of the thread. It is one kernel: x is read once, and dx may be
+// written over it.
 //
 // Where K > 1, or the channels are no multiple of 4, a thread has one channel and walks once for each output. A kernel
 // of 1 x 1 is one of 3 x 3 with zeros. Sums are in an order that only the sizes and the number of multiprocessors
@@ -16,9 +19,9 @@
 //
 // Cost: memory, that is x read once forward and once backward, and dx written: at level 1 of the reference network,
 // batch 16, 64 channels in TF32, 205 MB each, 0.05 ms each at 4.3 TB/s; half of that in bf16. Counted in the machine
-// code for sm_90, and not yet measured on a GPU: the threads of a pixel execute 1100 instructions forward and 1800
-// backward in TF32, 1200 and 1900 in bf16, where it was 9600 and 21400, 9100 and 12500 with the weights read anew for
-// each pixel and the bounds checked for each tap. An H200 has the time for about 1700 while 0.05 ms pass.
+// code for sm_90, and not yet measured on a GPU: the threads of a pixel execute together 1100 instructions forward and
+// 1800 backward in TF32, 1200 and 1900 in bf16. (With the weights read anew for each pixel, and the bounds checked for
+// each tap, that was 9600 and 21400, and 9100 and 12500.) An H200 has the time for about 1700 while 0.05 ms pass.
 #include "reduce.cuh"
 
 constexpr int PART = 4;              // channels of a thread: with 8 it runs out of registers
@@ -72,7 +75,7 @@ __device__ __forceinline__ void forward(const element* x, int x_pitch, const flo
                     float value[V];
                     to_floats(in[r], value);
 #pragma unroll
-                    for (int tap = 0; tap < 9; ++tap) {
+                    for (int tap = 0; tap < 9; ++tap) {  // the logit below and right of x has it above and left: tap 0
                         const int row = r - tap / 3, column = 2 - tap % 3;
                         if (row < 0 || row >= ROWS) continue;
                         for (int e = 0; e < V; ++e) sum[row][column] += value[e] * w[tap][e];

@@ -3,9 +3,11 @@
 // Specification: minunet.losses segmentation_loss_forward and _backward, with the sigmoid and the logarithm in the
 // forms that do not overflow.
 //
-// Idea: three launches. Four sums an image, of p t, p, t and the cross entropy, each block a share of them; one block
-// that makes the loss and Dice's numbers of these; and the gradient, a formula a value. All sums in float64. Cost: one
-// number a pixel; the launches themselves take longer.
+// Idea: three launches. With logit z, probability p and target t: four sums an image, of p t, p, t and the cross
+// entropy, each block a share of them; one block that makes the loss and Dice's numbers of these; and the gradient, a
+// formula a value. All sums in float64.
+//
+// Cost: one number a pixel; the launches themselves take longer.
 
 constexpr int THREADS = 256, SUMS = 4;
 
@@ -41,8 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x < SUMS) partials[static_cast<size_t>(blockIdx.x) * SUMS + threadIdx.x] = sums[threadIdx.x][0];
 }
 
-// One block of one warp: value, and dice [image][Dice, 1 / (denominator * number of Dices)] (the same for all images if
-// over the batch).
+// One block of one warp: the loss, into value, and dice [image][Dice, 1 / (its denominator * number of Dices)]. A Dice
+// is (2 sum p t + smooth) / (sum p + sum t + smooth), of each image or, over_batch, one of all.
 extern "C" __global__ void __launch_bounds__(32)
     loss_value(const double* __restrict__ partials, int images, int blocks_an_image, int values, double dice_weight,
                double bce_weight, double smooth, int over_batch, float* __restrict__ value, float* __restrict__ dice) {
@@ -77,6 +79,8 @@ extern "C" __global__ void __launch_bounds__(32)
         value[0] = static_cast<float>(loss + bce_weight * bce / (static_cast<double>(values) * images));
 }
 
+// dloss/dp of dice_weight * (1 - Dice) is dice_weight * (Dice - 2 t) / denominator, dp/dz is p (1 - p); the cross
+// entropy's gradient is p - t.
 extern "C" __global__ void __launch_bounds__(THREADS)
     loss_gradient(const float* __restrict__ logits, const float* __restrict__ target, int values, int images,
                   const float* __restrict__ dice, float dice_weight, float bce_weight_a_value,

@@ -4,8 +4,8 @@
 //
 // Idea. All of these are limited by memory: what counts is how often a tensor is read and written. So only the
 // convolution's output y is kept; x_hat, the ReLU's sign and the pool's winner are found again from y, by the very same
-// instructions (normalise) both times. Backward needs two sums over all pixels before it can write: a pass that
-// reduces, and a pass that applies.
+// instructions (normalise) both times: else rounding could make another pixel the winner. Backward needs two sums over
+// all pixels before it can write: a pass that reduces, and a pass that applies.
 //
 // Cost against the roofline, in accesses of the full tensor: norm_relu 2, norm_relu_pool 2.25, backward 5 (reads 2 + 2,
 // writes 1; with the pool 5.5). Level 1 of the reference network, batch 16, TF32: 205 MB each, so 0.14 ms forward, 0.34
@@ -43,8 +43,8 @@ __device__ __forceinline__ void write(element* to, const float (&x)[V]) {
 
 __device__ __forceinline__ float relu(float x) { return x <= 0 ? 0 : x; }  // a NaN passes
 
-// Of the 2 x 2 window: does `candidate`, later in the order of rows then columns, win over `best`? Of equals the first,
-// and any NaN.
+// Of the 2 x 2 window: does `candidate`, later in the order of rows then columns, win over `best`? Of equals the first
+// wins, and a NaN always.
 __device__ __forceinline__ bool wins(float candidate, float best) { return candidate > best || candidate != candidate; }
 
 template <int V>
@@ -68,7 +68,8 @@ __device__ __forceinline__ void apply(const element* y, int y_pitch, element* ou
     }
 }
 
-// out = relu(batch_norm(y)). wide: whether 16 bytes at a time can be read and written.
+// out = relu(batch_norm(y)). wide: whether 16 bytes at a time can be read and written. (The 4 asks the compiler for so
+// few registers that 4 blocks fit into a multiprocessor.)
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     norm_relu(const element* __restrict__ y, int y_pitch, element* __restrict__ out, int out_pitch, int pixels,
               int channels, const float* __restrict__ mean, const float* __restrict__ var,
@@ -152,9 +153,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
 // registers.
 constexpr int POOLED = 4;
 
-// Calls use(pixel, g, centred) for each pixel of this thread: g is the gradient of batch norm's output, zero where the
-// ReLU was; with dpooled (not null) the winner of each window gets its gradient in addition; centred is y - mean. `use`
-// gets arrays of V.
+// Calls use(pixel, g, centred) for each pixel of this thread, with arrays of V: centred is y - mean, g the gradient of
+// batch norm's output, which is da where the ReLU passed and 0 elsewhere. With dpooled (not null) the winner of each
+// window first gets the pool's gradient in addition to da.
 template <int V, class Use>
 __device__ __forceinline__ void for_gradients(const Worker& w, const Norm<V>& norm, const element* da, int da_pitch,
                                               const element* dpooled, int dpooled_pitch, const element* y, int y_pitch,
@@ -228,7 +229,7 @@ __device__ __forceinline__ void reduce(const element* da, int da_pitch, const el
     sum_over_groups(sum, w, scratch);
     if (!w.active || w.group != 0) return;
     float* to = partials + static_cast<size_t>(w.row) * 2 * channels + first;
-    for (int i = 0; i < V; ++i) {
+    for (int i = 0; i < V; ++i) {  // dgamma is the sum of g x_hat, and x_hat = (y - mean) / sqrt(var + eps)
         to[i] = sum[i] * Norm<V>::inverse_std(var[first + i], eps);
         to[channels + i] = sum[V + i];
     }
@@ -263,7 +264,7 @@ __device__ __forceinline__ void write_gradient(const element* da, int da_pitch, 
     if (!w.active) return;
     const int first = w.part * V;
     const Norm<V> norm(mean, var, gamma, beta, eps, first);
-    // dy = slope (g - mean(g) - x_hat mean(g x_hat)), and x_hat = (y - mean) / sqrt(var + eps)
+    // dy = slope (g - mean(g) - x_hat mean(g x_hat)), where mean(g) = dbeta / m and mean(g x_hat) = dgamma / m.
     const float m = static_cast<float>(images) * height * width;
     float of_one[V], of_centred[V];
 #pragma unroll

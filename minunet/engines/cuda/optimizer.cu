@@ -23,7 +23,7 @@ __device__ __forceinline__ Chunk chunk_of(const int* chunks, const long long* si
     return {tensor, offset, rest < CHUNK ? rest : CHUNK};
 }
 
-// Below the smallest normal number a moment is 0 (optim.py says why).
+// Below the smallest normal number a moment is 0 (optim.py says why). Times 0: a NaN stays one.
 __device__ __forceinline__ float flush(float moment) {
     return fabsf(moment) >= 1.17549435e-38f ? moment : moment * 0.0f;
 }

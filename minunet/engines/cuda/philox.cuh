@@ -13,7 +13,7 @@ struct Key {  // minunet.rng.Key
     unsigned long long seed, epoch, step, stream, image;
 };
 
-// Block number `block` of the stream that `key` names: 4 words.
+// Block number `block` of the stream that `at` names: 4 words. The constants are the paper's.
 __device__ __forceinline__ void philox(unsigned long long block, Key at, unsigned long long (&x)[4]) {
     x[0] = 1 + block;  // NumPy counts up before it draws
     x[1] = at.image;

@@ -1,5 +1,6 @@
-// Who works on what, in the kernels that treat each channel by itself: a block has 256 threads, some neighbours in
-// channels, and as many pixels at a time as are left over.
+// Who works on what, in the kernels that treat each channel by itself. A thread has a part of a pixel, V channels; of
+// the 256 threads of a block `wide` neighbours have the parts of one pixel (or of a tile of them, if there are more
+// than 256), so that there are threads for `groups` pixels at a time.
 #pragma once
 #include "element.cuh"
 
@@ -33,7 +34,7 @@ __device__ __forceinline__ Worker worker(int parts) {
 template <int COUNT>
 __device__ __forceinline__ void sum_over_groups(float (&value)[COUNT], const Worker& w, float* scratch) {
     const int wide = w.wide;
-#pragma unroll  // or value[i], a register, would be searched for in each turn
+#pragma unroll  // registers have no index: the compiler must know which one each turn takes
     for (int i = 0; i < COUNT; ++i) {
         scratch[threadIdx.x] = value[i];
         __syncthreads();

@@ -6,14 +6,16 @@
 //     forward    [tap][panel][tile][part][o in the tile][c in the part] = weight [tap][c][o]
 //     grad_input [tap][panel][tile][part][c in the tile][o in the part] = weight [tap][c][o]
 //
-// where for the second, which is read by the grad-input, o is an input channel and c an output channel, and with zeros
-// where c or o is beyond the last channel. (For windows.cu `forward` is that of one tap with taps * in_channels input
-// channels: the same numbers.) (The grad-input of a 3x3 convolution reads its taps in reverse order,
-// conv.cuh.) Once a step, since the optimiser has changed them.
+// with zeros where c or o is beyond the last channel. The second is for the grad-input, whose input channels are the o
+// and whose output channels are the c; a 3x3 convolution's reads the taps in reverse order (conv.cuh). For windows.cu
+// `forward` is that of one tap with taps * in_channels input channels: the same numbers. Once a step, since the
+// optimiser has changed them.
 //
 // Idea: a thread makes one part of 16 bytes, neighbours in a warp being neighbours in the tile: what they write lies
-// together. Cost: 8 bytes read and two elements written a weight; 34.5 M weights in TF32: 552 MB, 0.18 ms at 3 TB/s;
-// the second reading comes from the L2 cache, mostly.
+// together.
+//
+// Cost: 8 bytes read and two elements written a weight; 34.5 M weights in TF32: 552 MB, 0.18 ms at 3 TB/s; the second
+// reading comes from the L2 cache, mostly.
 #include "element.cuh"
 
 // One of the two: `ins` channels are summed over, `outs` lie in tiles. weight[tap][i * in_stride + o * out_stride].
