@@ -1,29 +1,29 @@
-// Convolution on tensor cores: 3x3, its gradient with respect to the input, transposed convolution and its. One kernel.
+// Convolution on tensor cores: 3x3, transposed, and the gradient of either with respect to its input. One kernel.
 //
 // Specification: minunet.ops conv2d_forward (stride 1, "same", no bias), conv2d_backward[0], conv_transpose2d_forward
 // and conv_transpose2d_backward[0] (kernel 2 or 3, stride 2, "same").
 //
 // Idea. A block makes a tile of the result, PIXELS pixels (a small rectangle) x CHANNELS channels, as a sum of matrix
-// products, one for each kernel tap and each panel of 64 bytes of input channels:
+// products. Each kernel tap and each panel of 64 bytes of input channels is one, and that is a step:
 //
 //     tile [pixel, o] += patch [pixel + tap, c] weight [tap][o, c]
 //
 // The patch, the rectangle with a border of one pixel, is brought to shared memory once a panel and serves all nine
-// taps: a tap is only another row offset. Read once for each tap from L2, the pixels would ask more of it than it has.
-// Weights stream through shared memory, a tap at a time. Both come by asynchronous copies, two steps ahead of the
-// products.
+// taps: a tap only shifts which of its rows are read. If each tap read its pixels from the L2 cache, that would have to
+// give more than it can. Weights stream through shared memory, a tap at a time. Both come by asynchronous copies, two
+// steps ahead of the products.
 //
 // The four uses differ in which taps there are and where they lie (conv.cuh). A transposed convolution of stride 2
 // makes four kinds of output pixels, by the parity of row and column. Each kind is a small convolution of the input: of
 // the rows, y[2i] gets tap 0 of x[i] and (kernel 3) tap 2 of x[i - 1], y[2i + 1] gets tap 1 of x[i]. Its dx is the sum
 // of four convolutions, one of each parity class of dy.
 //
-// This kernel runs on every GPU since 2020. It multiplies by mma.sync, whose factors pass through registers; on an H200
-// it reaches 97 TFLOP/s in TF32 and 180 in bf16, a quarter of what the tensor cores can do (docs/engines/gpu.md).
-// Hopper has an instruction that reads shared memory itself: conv_wgmma.cu.
+// Cost. This kernel runs on every GPU since 2020. It multiplies by mma.sync, whose factors pass through registers: an
+// earlier version reached 97 TFLOP/s in TF32 and 180 in bf16 on an H200, a quarter of what the tensor cores can do
+// (docs/engines/gpu.md). Hopper has an instruction that reads shared memory itself: conv_wgmma.cu.
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;  // each warp has 64 pixels x 8 FRAGMENTS_N channels (programs.py)
 constexpr int PIXELS = 64 * WARPS_M, CHANNELS = 8 * FRAGMENTS_N * WARPS_N;
-constexpr int STAGES = 3, PATCHES = 3;  // steps in shared memory: one in use, two on their way
+constexpr int STAGES = 3, PATCHES = 3;  // weights and patches in shared memory: one in use, two on their way
 constexpr int PITCH = 64 + 16;          // bytes from row to row: with the 16, any 8 neighbouring rows fill all 32 banks
 #include "conv.cuh"
 constexpr int PATCH_BYTES = PATCH * PITCH, WEIGHT_BYTES = CHANNELS * PITCH;
@@ -39,8 +39,8 @@ struct Tap {
 __device__ __forceinline__ int plan_taps(const Convolution& c, int parity, Tap* taps) {
     int count = 0;
     for (int source = 0; source < sources(c); ++source) {
-        const int of = c.direction == UP ? parity : source;
-        const Axis rows = axis_of(c.direction, c.kernel, of / 2), columns = axis_of(c.direction, c.kernel, of % 2);
+        const int both = c.direction == UP ? parity : source;  // parities, of row and column
+        const Axis rows = axis_of(c.direction, c.kernel, both / 2), columns = axis_of(c.direction, c.kernel, both % 2);
         for (int tap = 0; tap < rows.count * columns.count; ++tap, ++count) {
             const int a = rows.first + tap / columns.count, b = columns.first + tap % columns.count;
             const int u = rows.start + rows.step * a, v = columns.start + columns.step * b;
@@ -87,8 +87,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         return patch + tap.place * PITCH;
     };
 
-    // Of the rows that ldmatrix reads this lane names one a fragment of 16 pixels: its place in the patch, at offset
-    // (-1, -1).
+    // ldmatrix takes the address of a row, 16 bytes, from each lane (ptx.cuh). For each fragment of 16 pixels: where
+    // this lane's is in the patch, at offset (-1, -1); lanes 16 to 31 have the second 16 bytes of the same pixels. Then
+    // the same for the weights, of 16 output channels.
     int patch_row[4];
     for (int f = 0; f < 4; ++f) {
         int pixel = warp_m * 64 + f * 16 + lane % 16;
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
     const int weight_row = (warp_n * 8 * FRAGMENTS_N + lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 16;
 
-    float sum[4][FRAGMENTS_N][4] = {};
+    float sum[4][FRAGMENTS_N][4] = {};  // [16 pixels][8 channels][this lane's share]
     static_assert(STAGES == 3, "two steps on their way");
     int places[2];    // of the steps under way: where the tap begins in the patches
     __syncthreads();  // pixel_of and taps are complete
@@ -116,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         places[0] = places[1], places[1] = third;
         const unsigned char* tap_weights = weights + stage * WEIGHT_BYTES + weight_row;
 #pragma unroll
-        for (int k = 0; k < 64; k += 32) {
+        for (int k = 0; k < 64; k += 32) {  // bytes of the panel: 32 are what one mma.sync sums over
             unsigned int a[4][4], b[FRAGMENTS_N][2];
 #pragma unroll
             for (int f = 0; f < 4; ++f) load_matrices(a[f], patch + patch_row[f] + k);

@@ -1,15 +1,15 @@
 // What the two convolution kernels share: which taps there are, where pixels and weights lie, and how a tile is
-// written.
+// written. conv.cu has the idea.
 //
-// Before it is included stand: THREADS of a block, PIXELS and CHANNELS of its tile, and PATCH, the pixels of its
-// largest patch.
+// Before it is included stand: THREADS of a block, PIXELS and CHANNELS of its tile.
 #pragma once
 #include "element.cuh"
 
 constexpr int PANEL = 4 * ELEMENTS;             // input channels of a panel: 64 bytes, four parts of 16
 constexpr int TAP_ELEMENTS = CHANNELS * PANEL;  // of the weights of a tap and a panel, for the channels of a tile
 
-// The pixels of a patch: a tile of 8 x 16, 16 x 16 or 32 x 8 pixels with a border of one.
+// The pixels of a patch, a tile with a border of one pixel: 180 = 10 x 18 around 8 x 16 or 16 x 8 pixels, 324 = 18 x 18
+// around 16 x 16, 340 = 34 x 10 around 32 x 8.
 constexpr int PATCH = PIXELS == 128 ? 180 : 340, SMALLEST_PATCH = PIXELS == 128 ? 180 : 324;
 
 enum Direction { FORWARD, GRAD_INPUT, UP, UP_GRAD_INPUT };
@@ -18,9 +18,9 @@ enum Direction { FORWARD, GRAD_INPUT, UP, UP_GRAD_INPUT };
 // lays them out, for tiles of CHANNELS output channels. y: pixels of y_pitch elements. height, width: of the smaller
 // image, where x and y differ. columns_log2: the tile is 2^columns_log2 (8 or 16) pixels wide.
 //
-// Options, by a pointer that is not null: bias is added; bits drop out (the index of a value being that in an image of
-// mask_channels, at mask_first + its channel) and what is kept is multiplied by scale; partials [tile][count, mean,
-// centred squares][out_channels] receive statistics. rounded: the result will be a factor of other products.
+// Options, where the pointer is not null. bias is added. bits is a dropout mask, for images of mask_channels of which y
+// has those from mask_first on; what is kept is multiplied by scale. partials [tile][count, mean, squares around the
+// mean][out_channels] receive statistics. rounded: whether the result will be a factor of other products (to_factor).
 struct Convolution {
     const element* x;
     int x_pitch;
@@ -44,11 +44,11 @@ struct Convolution {
 
 // The tile of the result that a block makes.
 struct Tile {
-    int number, first_channel;            // of the channel tiles
-    int parity, first_row, first_column;  // parity: which of the four kinds of output pixels (UP)
+    int number, first_channel;            // which of the tiles along the channels, and where it begins
+    int parity, first_row, first_column;  // parity, for UP: of the output's rows and columns, 2 * row + column
 };
 
-// Blocks that run at the same time share pixels, and differ in their channels first.
+// Neighbouring blocks, which run at the same time, differ in their channels first: they read the same pixels.
 __device__ __forceinline__ Tile tile_of(const Convolution& c) {
     const int columns = 1 << c.columns_log2;
     const int tiles_across = (c.width + columns - 1) / columns;
@@ -64,17 +64,20 @@ __device__ __forceinline__ Tile tile_of(const Convolution& c) {
     return tile;
 }
 
-// The taps along one axis: at the offsets first, first + 1, ... lie `count` of them, and at offset a the kernel's row
-// start + step * a.
+// The taps along one axis, say down: which rows of x, counted from the output pixel's own, meet which rows of the
+// kernel. They are the `count` rows a = first, first + 1, ..., and row a meets the kernel's row start + step * a.
 struct Axis {
     int first, count, start, step;
 };
 
+// parity: for UP that of the output's row, for UP_GRAD_INPUT that of the class of rows of dy that is read; a then
+// counts the rows of this class.
 __device__ __forceinline__ Axis axis_of(int direction, int kernel, int parity) {
-    if (kernel == 1) return {0, 1, 0, 0};  // of windows.cu
-    if (direction == FORWARD) return {-1, 3, 1, 1};
-    if (direction == GRAD_INPUT) return {-1, 3, 1, -1};  // the flipped kernel
-    if (parity == 1) return {0, 1, 1, 0};
+    if (kernel == 1) return {0, 1, 0, 0};                // of windows.cu
+    if (direction == FORWARD) return {-1, 3, 1, 1};      // rows -1, 0, 1 meet the kernel's 0, 1, 2
+    if (direction == GRAD_INPUT) return {-1, 3, 1, -1};  // 2, 1, 0: the flipped kernel
+    if (parity == 1) return {0, 1, 1, 0};                // row 0 meets 1
+    // Of a kernel of 3, for UP: rows -1, 0 meet 2, 0. For UP_GRAD_INPUT: rows 0, 1 meet 0, 2.
     if (direction == UP) return kernel == 3 ? Axis{-1, 2, 0, -2} : Axis{0, 1, 0, 0};
     return {0, kernel - 1, 0, 2};
 }
@@ -85,7 +88,7 @@ __device__ __forceinline__ Axis axis_of(int direction, int kernel, int parity) {
 __device__ __forceinline__ void locate_patch(const Convolution& c, const Tile& tile, int* pixel_of) {
     const int pixels = c.patch_pixels(), step = c.in_step();
     for (int p = threadIdx.x; p < pixels; p += THREADS) {
-        const int patch_row = c.columns_log2 == 4 ? p / 18 : p / 10;  // patch_columns: by constants it is a product
+        const int patch_row = c.columns_log2 == 4 ? p / 18 : p / 10;  // by patch_columns(): constants divide faster
         const int row = tile.first_row + patch_row - 1;
         const int j = tile.first_column + p - patch_row * c.patch_columns() - 1;
         const int image = row / (c.height + 1), i = row % (c.height + 1);
@@ -99,17 +102,17 @@ __device__ __forceinline__ const element* weights_of(const Convolution& c, const
     return c.weight + (static_cast<size_t>(tap * c.panels() + panel) * c.channel_tiles() + tile.number) * TAP_ELEMENTS;
 }
 
-// The parity classes of pixels that a panel is read from (one, but for UP_GRAD_INPUT), and where class `source` begins,
-// in pixels.
+// From how many parity classes of pixels a panel is read (four for UP_GRAD_INPUT, else all pixels are one), and how
+// many pixels class `source` lies behind the place that locate_patch has found.
 __device__ __forceinline__ int sources(const Convolution& c) { return c.in_step() * c.in_step(); }
 __device__ __forceinline__ int source_place(const Convolution& c, int source) {
     return source / 2 * c.in_step() * c.width + source % 2;
 }
 
-// Begins to copy a patch, 16 bytes at a time: done by WORKERS threads, of which this is number `worker`. The places of
-// eight pixels are read together, before the copies of all eight: what costs is that one instruction waits for the
-// other. to(pixel, part): where the 16 bytes go in shared memory, PIXEL_BYTES from pixel to pixel. For
-// places that are multiples of 16.
+// Begins to copy a patch, 16 bytes at a time: done by WORKERS threads, of which this is number `worker`; four have the
+// parts of one pixel. The places of eight pixels are read together, before the copies of all eight: what costs is that
+// one instruction waits for the other. to(pixel, part): where the 16 bytes go in shared memory, PIXEL_BYTES from pixel
+// to pixel. For places that are multiples of 16.
 template <int WORKERS, int PIXEL_BYTES, class To>
 __device__ __forceinline__ void load_patch(const Convolution& c, int panel, int source, int worker, const int* pixel_of,
                                            To to) {
@@ -125,6 +128,7 @@ __device__ __forceinline__ void load_patch(const Convolution& c, int panel, int 
 #pragma unroll
         for (int k = 0; k < AT_ONCE; ++k) {
             const int pixel = first + k * STRIDE + worker / 4;
+            // The first condition is a constant: where every patch has the pixel, there is nothing to compare.
             place[k] = first + (k + 1) * STRIDE <= SMALLEST_PATCH || pixel < pixels ? pixel_of[pixel] : -1;
         }
 #pragma unroll
@@ -169,42 +173,45 @@ __device__ __forceinline__ void locate_result(const Convolution& c, const Tile& 
     }
 }
 
-// The tile of the result lies in shared memory as floats, RESULT_PITCH from pixel to pixel, with a gap of 16 bytes
-// after each 32 channels: so 8 lanes that read 16 bytes each, 32 bytes apart, meet all 32 banks (with 64 channels or
-// more), and so do the 8 pixels that a warp's fragments write at a time.
+// The tile of the result lies in shared memory as floats, RESULT_PITCH from pixel to pixel, with a gap of 4 floats
+// after each 32 channels (9/8 makes room for it): so 8 lanes that read 16 bytes each, 32 bytes apart, meet all 32 banks
+// (with 64 channels or more). And the pitch is 8 more than a multiple of 16 floats: so do the pixels that a warp's
+// fragments write at a time, 8 floats of each.
 constexpr int RESULT_PITCH = (CHANNELS * 9 / 8 + 7) / 16 * 16 + 8;
 __device__ __forceinline__ constexpr int result_place(int channel) { return channel + channel / 32 * 4; }
 
-constexpr int PARTS = CHANNELS / ELEMENTS, WARPS = THREADS / 32;  // 16 bytes of a pixel of the result
+constexpr int PARTS = CHANNELS / ELEMENTS;  // of 16 bytes, of a pixel of the result
+constexpr int WARPS = THREADS / 32;
 
-// The statistics of the tile, from the sums of each thread over its pixels: their number, the sum of v - s, and that of
-// (v - s)^2, of each of its channels, where s is the channel's value in pixel `valid`: so nothing is lost where a
-// channel is nearly constant. Together they make the tile's count, mean and sum of squares around the mean, which is
-// sum (v - s)^2 - (sum (v - s))^2 / count. finish_statistics (reduce.cu) joins those of all tiles. All threads of the
-// block must call it; it writes over the result.
+// The statistics of the tile: of each channel the count of its values v, their mean, and the sum of their squares
+// around the mean. Each thread brings what it has summed over its pixels, less a shift s: count, deviation = sum (v -
+// s), and square = sum (v - s)^2. From these the mean is s + deviation / count, and the squares around it are square -
+// deviation^2 / count. As s is one of the values, that of pixel `valid`, no digits are lost where a channel is nearly
+// constant. finish_statistics (reduce.cu) joins those of all tiles. All threads of the block must call it; it writes
+// over the result.
 __device__ __forceinline__ void write_statistics(const Convolution& c, const Tile& tile, float* result, int valid,
-                                                 float count, float (&first)[ELEMENTS], float (&second)[ELEMENTS]) {
+                                                 float count, float (&deviation)[ELEMENTS], float (&square)[ELEMENTS]) {
     // The lanes that have the same channels first, then, by way of shared memory, the warps.
 #pragma unroll
     for (int lanes = PARTS; lanes < 32; lanes *= 2) {
         count += __shfl_xor_sync(0xffffffffu, count, lanes);
 #pragma unroll
         for (int e = 0; e < ELEMENTS; ++e) {
-            first[e] += __shfl_xor_sync(0xffffffffu, first[e], lanes);
-            second[e] += __shfl_xor_sync(0xffffffffu, second[e], lanes);
+            deviation[e] += __shfl_xor_sync(0xffffffffu, deviation[e], lanes);
+            square[e] += __shfl_xor_sync(0xffffffffu, square[e], lanes);
         }
     }
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = threadIdx.x;
     const float shift = channel < CHANNELS ? result[valid * RESULT_PITCH + result_place(channel)] : 0;
     __syncthreads();  // nobody reads the result any more
 
-    float *counts = result, *sums = result + WARPS;  // of each warp: the first sums of all channels, then the second
+    float *counts = result, *sums = result + WARPS;  // of each warp: deviations of all channels, then squares
     if (lane == 0) counts[warp] = count;
     if (lane < PARTS) {
 #pragma unroll
         for (int e = 0; e < ELEMENTS; ++e) {
-            sums[2 * warp * CHANNELS + lane * ELEMENTS + e] = first[e];
-            sums[(2 * warp + 1) * CHANNELS + lane * ELEMENTS + e] = second[e];
+            sums[2 * warp * CHANNELS + lane * ELEMENTS + e] = deviation[e];
+            sums[(2 * warp + 1) * CHANNELS + lane * ELEMENTS + e] = square[e];
         }
     }
     __syncthreads();
@@ -223,8 +230,8 @@ __device__ __forceinline__ void write_statistics(const Convolution& c, const Til
     to[2 * c.out_channels] = n == 0 ? 0 : squares - total * total / n;
 }
 
-// Writes the tile by 16 bytes a thread, always of the same channels, which on the way it adds up for the statistics, if
-// these are asked for. All threads of the block must call it.
+// Writes the tile, 16 bytes of a pixel at a time. A thread has the same channels of all its pixels, and on the way
+// adds them up for the statistics, if these are asked for. All threads of the block must call it.
 __device__ __forceinline__ void write_result(const Convolution& c, const Tile& tile, float* result,
                                              const int* pixel_of) {
     constexpr int STRIDE = THREADS / PARTS;
@@ -234,7 +241,7 @@ __device__ __forceinline__ void write_result(const Convolution& c, const Tile& t
     const int image_pixels = c.height * c.width * c.out_step() * c.out_step();
     const int part = threadIdx.x % PARTS, own = part * ELEMENTS, channel = tile.first_channel + own;
     const int channels = min(c.out_channels - channel, ELEMENTS);
-    float shift[ELEMENTS], first[ELEMENTS] = {}, second[ELEMENTS] = {}, count = 0;
+    float shift[ELEMENTS], deviation[ELEMENTS] = {}, square[ELEMENTS] = {}, count = 0;
     int valid = 0;  // the first pixel of the tile that is one of the result
     while (c.partials && valid < PIXELS - 1 && pixel_of[valid] < 0) ++valid;
 #pragma unroll
@@ -253,8 +260,8 @@ __device__ __forceinline__ void write_result(const Convolution& c, const Tile& t
 #pragma unroll
             for (int e = 0; e < ELEMENTS; ++e) {
                 const float value = values[e] - shift[e];
-                first[e] += value;
-                second[e] += value * value;
+                deviation[e] += value;
+                square[e] += value * value;
             }
         }
         if (c.bias)
@@ -270,5 +277,5 @@ __device__ __forceinline__ void write_result(const Convolution& c, const Tile& t
             for (int e = 0; e < ELEMENTS; ++e)
                 if (e < channels) to[e] = pack.e[e];
     }
-    if (c.partials) write_statistics(c, tile, result, valid, count, first, second);
+    if (c.partials) write_statistics(c, tile, result, valid, count, deviation, square);
 }

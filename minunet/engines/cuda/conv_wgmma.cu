@@ -1,5 +1,7 @@
 // The convolution of conv.cu for Hopper GPUs: the same sums and the same arguments, by wgmma. TF32 and bf16.
 //
+// Specification: as in conv.cu.
+//
 // Idea. wgmma reads both factors from shared memory (wgmma.cuh), while the threads already fetch what comes next. The
 // patch lies there in planes: the first 16 bytes of all pixels, then the second, ... A plane is then a matrix of blocks
 // of 8 neighbouring pixels, and a tap shifts where it begins, by so many pixels of 16 bytes. A square of 8 x 8 pixels x
@@ -8,21 +10,21 @@
 //
 // Who does what. Warpgroups that multiply do nothing else: a warp that has issued a few wgmma waits for the tensor
 // cores, and would issue its copies late. So other warps bring the data, to a few stages in turn: one or two the
-// weights, a row of taps at a time, the others the patches. Who fills a stage waits until it is free, copies, and says
-// a little later, when these copies have come while the next are under way, that it is full. The multipliers wait until
-// what a step needs is there, issue its products, and say that what the step before has read is free as soon as its
-// products are over, while these still run. The waiting is by named barriers (wgmma.cuh), two for each stage. BULK
-// brings the weights by bulk copies (bulk.cuh) instead.
+// weights, a row of taps at a time (that is a step here), the others the patches. Who fills a stage waits until it is
+// free and copies. That it is full is said one turn later, when the next copies are already under way: to wait at once
+// would leave the memory idle. The multipliers wait until what a step needs is there and issue its products; while
+// these run they wait for those of the step before, and say that what they have read is free. The waiting is by named
+// barriers (wgmma.cuh), two for each stage: full, and free. BULK brings the weights by bulk copies (bulk.cuh) instead.
 //
 // A warp that works by itself takes 8 to 10 cycles for an instruction, and a step is as long as the longest of these
 // roles (docs/engines/gpu.md). So each has few: a step is a whole row of taps, nothing is looked up that can be
 // counted, weights lie in memory as they are read, and all lanes' addresses differ by constants.
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
-// cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can. Counted, for a step:
-// multipliers some 140 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three steps. This version
-// has not run on a GPU. The one before it, with a step for each tap and more than twice the instructions, reached 281
-// TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
+// cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can (128 bytes a cycle).
+// Counted, for a step: multipliers some 140 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three
+// steps. This version has not run on a GPU. The one before it, with a step for each tap and more than twice the
+// instructions, reached 281 TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int CHANNELS = 8 * FRAGMENTS, BLOCKS = CHANNELS == 128 ? 1 : 2;  // at a time on a multiprocessor
 constexpr int STAGES = BLOCKS == 1 ? 4 : 3, PATCHES = 3;
@@ -30,7 +32,7 @@ constexpr int MULTIPLIERS = 128 * WARPGROUPS;
 constexpr int WEIGHT_LOADERS = BULK || CHANNELS == 64 ? 32 : 64;  // threads that bring them
 constexpr int PATCH_LOADERS = CHANNELS == 64 ? 32 : 128 - WEIGHT_LOADERS;
 constexpr int THREADS = MULTIPLIERS + WEIGHT_LOADERS + PATCH_LOADERS;
-constexpr int LATE = BULK ? 0 : 1;  // by how many steps a thread's own copies are confirmed late
+constexpr int LATE = BULK ? 0 : 1;  // by how many steps after its own copies a thread says that they have come
 constexpr int PIXELS = 64 * SQUARES * WARPGROUPS;
 constexpr int PATCH_PLANE = 346;  // pixels, at least PATCH: 2 more than a multiple of 8, so that the 4 parts of 2
                                   // pixels are written to 8 different groups of banks
@@ -47,8 +49,8 @@ struct Step {
 
     __device__ __forceinline__ Step(const Convolution& c, int parity) { look_up(c, parity); }
     __device__ __forceinline__ void look_up(const Convolution& c, int parity) {
-        const int of = c.direction == UP ? parity : source;
-        rows = axis_of(c.direction, c.kernel, of / 2), columns = axis_of(c.direction, c.kernel, of % 2);
+        const int both = c.direction == UP ? parity : source;  // parities, of row and column
+        rows = axis_of(c.direction, c.kernel, both / 2), columns = axis_of(c.direction, c.kernel, both % 2);
     }
     // Goes to the next patch.
     __device__ __forceinline__ void next_patch(const Convolution& c, int parity) {
@@ -113,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     __syncthreads();  // all of this is complete
 
     unsigned char* weights = shared + PATCHES * PATCH_BYTES;
-    // The squares of 8 x 8 pixels that this warpgroup multiplies: the tile has one or two of them side by side.
+    // The squares of 8 x 8 pixels that this warpgroup multiplies: the tile has one or two of them side by side. Of two
+    // `across` is 1: the shift that halves, and the mask of the last bit.
     int first_row[SQUARES], first_column[SQUARES];
     for (int q = 0; q < SQUARES; ++q) {
         const int square = warp / 4 * SQUARES + q, across = columns_log2 - 3;
@@ -152,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 copy_commit();
                 if (step == 0) copy_wait<0>();  // nobody has work before the first has come
                 else copy_wait<LATE>();
-                if (step == 0 || step > LATE) {
+                if (step == 0 || step > LATE) {  // step 1 would confirm step 0 again
                     written_for_products();
                     barrier_arrive(FULL + (step == 0 ? 0 : before), MULTIPLIERS + WEIGHT_LOADERS);
                 }
@@ -161,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
         copy_wait<0>();
-    } else if (warp > MULTIPLIERS / 32) {  // bring the patches, after the first one patch late
+    } else if (warp > MULTIPLIERS / 32) {  // bring the patches: confirmed one patch late, but the first at once
         const int worker = loader - WEIGHT_LOADERS;
         for (int patch = 0, slot = 0, before = 0; patch < patches + 1; ++patch) {
             if (patch < patches) {

@@ -3,7 +3,7 @@
 // Specification: minunet.ops conv2d_backward[1] (3x3, stride 1, "same") and conv_transpose2d_backward[1] (kernel 2 or
 // 3, stride 2, "same").
 //
-// Idea. Each tap's gradient is a matrix product whose long axis, the one that is summed over, are the pixels:
+// Idea. Each tap's gradient is a matrix product, and what is summed over, its long axis, are the pixels:
 //
 //     dweight[u, v] [c, o] = sum over pixels  x [pixel + (u, v), c]  dy [pixel, o]
 //
@@ -16,10 +16,10 @@
 // For a transposed convolution the same sum, of dy's parity classes (conv.cu) moved by the taps, and x:
 // the patch is dy's, the pixels are x's, and rows and columns of the result change places (patch_stride, pixel_stride).
 //
-// Pixels lie behind each other in memory, channels side by side; the tensor core wants, for both factors, neighbours in
-// the summed axis side by side. For bf16 ldmatrix transposes on the way. For TF32 each lane fetches its words itself,
-// of the patch two neighbouring channels at a time: which channel is which row of a fragment is free. Rows are 64 words
-// + 8, so that what a warp reads at a time is in 32 different banks.
+// In memory the channels of a pixel are neighbours; the tensor core wants as neighbours, in both factors, what is
+// summed over: pixels. For bf16 ldmatrix transposes on the way. For TF32 each lane fetches its words itself, of the
+// patch two neighbouring channels at a time: which channel is which row of a fragment is free. Rows are 64 words + 8,
+// so that what a warp reads at a time is in 32 different banks.
 //
 // Cost against the roofline (H100, TF32): a warp reads 32 words a lane for 24 mma.sync: 384 cycles of shared memory
 // for 12 warps, beside about 450 for their products. L2: (180 + 128) * 256 bytes for 9 * 2 * 64 * 64 * 128
@@ -32,7 +32,7 @@ constexpr int PITCH = 64 * sizeof(element) + (sizeof(element) == 4 ? 32 : 16);  
 constexpr int STAGE_BYTES = (PATCH + PIXELS) * PITCH;
 constexpr int K_STEP = 32 / sizeof(element);  // pixels that one tensor-core instruction sums over
 #ifdef PRECISION_F32
-constexpr int AT_ONCE = 1;  // of them, in the registers that three products leave
+constexpr int AT_ONCE = 1;  // K_STEPs in a turn of the loop: float32's three products leave registers for one
 #else
 constexpr int AT_ONCE = 2;
 #endif

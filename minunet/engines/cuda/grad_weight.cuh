@@ -1,6 +1,6 @@
 // What the two kernels of the gradient of the weights share: which block sums what, and how its pixels are loaded.
 //
-// Before it is included stand: PATCH_SIDE and PIXEL_SIDE, so many channels of the patch and of the pixels has a block,
+// Before it is included stand: PATCH_SIDE and PIXEL_SIDE, how many channels of the patch and of the pixels a block has,
 // and ROWS of a tile of pixels (programs.py).
 #pragma once
 #include "element.cuh"
@@ -19,8 +19,10 @@ struct Product {
     float* partials;
 };
 
-// What a block works on: its channels, its share of the tiles of pixels, and its taps: at the offsets first, first + 1,
-// ... from a pixel lie so many, and tap (i, j) is the kernel's (start_row + spacing i, start_column + spacing j).
+// What a block works on: its channels (patch from first_m on, pixels from first_n on), its share of the tiles of
+// pixels, and its taps, tap_rows x tap_columns of them: tap (i, j) pairs a pixel with the one of the patch that lies
+// (first + i, first + j) away, and is the kernel's (start_row + spacing i, start_column + spacing j). A transposed
+// convolution: a block has one parity class of dy, every step-th pixel, and the taps that meet it (conv.cu).
 struct Share {
     int first_m, first_n, split, first_tile, last_tile, tiles_across;
     int step, parity, first, spacing, tap_rows, tap_columns, start_row, start_column;
@@ -77,8 +79,9 @@ struct Factor {
 };
 
 // Begins to copy ROW_COUNT rows of COLUMN_COUNT columns, 16 bytes at a time. Worker number `worker` brings part worker
-// % PARTS of all pixels of one column, or several: then only the row changes, and a copy takes four instructions.
-// to(pixel, part): where the 16 bytes go in shared memory, PIXEL_BYTES from pixel to pixel. rows: as row_number says.
+// % PARTS of a whole column of pixels, or of several: down a column only the row changes, and a copy takes four
+// instructions. to(pixel, part): where the 16 bytes go in shared memory, PIXEL_BYTES from pixel to pixel. rows: as
+// row_number says.
 template <int PARTS, int ROW_COUNT, int COLUMN_COUNT, int PIXEL_BYTES, class To>
 __device__ __forceinline__ void load_factor(const Product& p, const Factor& f, const int* rows, int worker, int workers,
                                             To to) {

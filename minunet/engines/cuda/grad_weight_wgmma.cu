@@ -1,13 +1,15 @@
 // The gradient of the weights of grad_weight.cu for Hopper GPUs, in bf16: the same sums and arguments, by wgmma.
 //
+// Specification: as in grad_weight.cu.
+//
 // Idea. Pixels and their channels lie in planes, as in conv_wgmma.cu: 16 bytes, 8 channels, of all pixels, then the
-// next 8. Here the pixels are summed over, and both factors are needed across the way they lie. wgmma turns numbers of
-// 16 bits by itself (and only these, so TF32 stays with grad_weight.cu). 16 pixels of a row of the tile are one
-// product's depth, and a tap is again only another beginning.
+// next 8. Here the pixels are summed over, and what lies together are channels: the factors are "MN-major" (wgmma.cuh),
+// which wgmma takes of numbers of 16 bits (and only these, so TF32 stays with grad_weight.cu). One product sums over 16
+// pixels of a row of the tile, and a tap is again only another beginning.
 //
 // A block takes 64 channels of the patch, PIXEL_SIDE channels of the pixels and TAP_ROWS x TAPS taps: a warpgroup for
 // each row of taps, the sums of whose taps fill its registers. Four more warps bring the tiles, to three stages in
-// turn, one tile late with their word that it is there, as in conv_wgmma.cu.
+// turn, and say one tile later that a tile is there, as in conv_wgmma.cu.
 //
 // Cost against the roofline (H100): 3x3, a tile is 9 x 8 wgmma of 32 cycles, in which shared memory gives all of the 4
 // KB that each reads, and takes 40 KB of the next tile: it is the limit, at about 85 % of the tensor cores' peak. L2
@@ -17,9 +19,10 @@ constexpr int STAGES = 3, PATCH_SIDE = 64, PIXEL_SIDE = 8 * FRAGMENTS;
 #include "wgmma.cuh"
 
 constexpr int MULTIPLIERS = 128 * TAP_ROWS, LOADERS = 128, THREADS = MULTIPLIERS + LOADERS;
-constexpr int PATCH_PLANE = 185,
-              PIXEL_PLANE = 129;  // pixels: 1 more than a multiple of 8, so that the 8 parts of a pixel
-constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;  // are written to different groups of banks
+// In pixels, at least PATCH and PIXELS: 1 more than a multiple of 8, so that the 8 parts of a pixel are written to
+// different groups of banks.
+constexpr int PATCH_PLANE = 185, PIXEL_PLANE = 129;
+constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;
 constexpr int STAGE_BYTES = PATCH_BYTES + PIXEL_PARTS * PIXEL_PLANE * 16;
 enum { FULL = 1, FREE = FULL + STAGES };  // the barriers, of the stages
 

@@ -11,6 +11,9 @@
 // four blocks of 8 rows x 16 bytes from shared memory in just this pattern: the word (g, t) of block q goes to register
 // q.
 //
+// In an asm statement %0, %1, ... are what follows the colons: first what it writes ("=", "+" if it is read, too), then
+// what it reads; "r" and "l" are registers of 32 and 64 bits, "f" holds a float, "n" is a constant.
+//
 // The emulator (tests/cuda/emulator.h) has these functions for a machine without a GPU. Source: PTX ISA, "mma",
 // "ldmatrix", "cp.async", "cvt".
 #pragma once
@@ -22,8 +25,8 @@
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
-// base + index * bytes. That the product is one of two 32-bit numbers is said: the compiler then makes one instruction
-// of it, where it makes three to six of 64-bit products, and a warp that only copies does little else.
+// base + index * bytes, by one instruction that multiplies two 32-bit numbers. In C++ both would be of 64 bits, and
+// their product takes three to six instructions; a warp that only copies does little else.
 template <class T>
 __device__ __forceinline__ T* address_of(T* base, int index, int bytes) {
 #ifdef EMULATOR

@@ -2,13 +2,15 @@
 //
 // mma.sync takes its factors from registers, where ldmatrix has to bring them first. wgmma reads shared memory by
 // itself and goes on while the warps do something else: alone it runs at the full rate of the tensor cores.
-// Both factors are named by a descriptor: where the matrix begins, and how its blocks of 8 rows x 16 bytes lie. A block
-// is 128 bytes together. That is all the layout there is (without "swizzling", which is not needed here), so the two
-// strides between blocks are free:
 //
-//     rows along the sum ("K-major")        rows: 8 in a block, and from block to block `rows` bytes
+// Both factors are named by a descriptor: where the matrix begins, and how its blocks of 8 x 16 bytes lie. The 128
+// bytes of a block lie together, and that is all the layout there is ("swizzling", another order of the 16 bytes, is
+// not used here). So the two strides between blocks are free. A matrix has one axis of rows (the result's rows or
+// columns) and one that is summed over; 16 bytes that lie together may be neighbours along the one or the other:
+//
+//     along the sum ("K-major")             rows: 8 in a block, and from block to block `rows` bytes
 //                                           sum: 16 bytes in a block, and from block to block `sum` bytes
-//     rows across it ("MN-major", bf16)     rows: 16 bytes in a block, and from block to block `rows` bytes
+//     along the rows ("MN-major", bf16)     rows: 16 bytes in a block, and from block to block `rows` bytes
 //                                           sum: 8 in a block, and from block to block `sum` bytes
 //
 // With pixels 16 bytes apart, the parts of 16 bytes of their channels in planes, both kinds are there in one layout:
@@ -21,7 +23,8 @@
 
 typedef unsigned long long Matrix;
 
-// Begins at `first` in dynamic shared memory. All three in multiples of 16 bytes, below 256 KB.
+// The descriptor of a matrix that begins at `first` in dynamic shared memory. Beginning and strides are multiples of 16
+// bytes, below 256 KB.
 __device__ __forceinline__ Matrix matrix(const void* first, int sum, int rows) {
 #ifdef EMULATOR
     const unsigned long long address = emulator::shared_address(first);
@@ -86,7 +89,7 @@ __device__ __forceinline__ void barrier_arrive(int number, int threads) {
 #endif
 }
 
-// C += A B, where C is 64 rows x so many times 8 floats and the sum is over 32 bytes. ACROSS: both factors are MN-major
+// C += A B, where C is 64 rows x 8 EIGHTS floats and the sum is over 32 bytes. ACROSS: both factors are MN-major
 // (bf16).
 #ifdef EMULATOR
 template <int ACROSS, int EIGHTS>
@@ -94,7 +97,8 @@ inline void multiply_group(float (&c)[EIGHTS][4], Matrix a, Matrix b) {
     emulator::multiply_group(c[0], EIGHTS, a, b, ACROSS, sizeof(element));
 }
 #else
-// The instruction names every register of the sum. The predicate says that it is added to, and not replaced.
+// The instruction names every register of the sum. The predicate says that it is added to, and not replaced; the two 1s
+// that both factors are taken with their own sign.
 #ifdef PRECISION_BF16
 #define WGMMA(n, sum, a, b, across)                                                                                \
     "{.reg .pred p; setp.eq.b32 p, 1, 1; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sum "}, %" #a \
