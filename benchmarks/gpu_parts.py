@@ -26,7 +26,7 @@ from benchmarks.gpu_sizes import conv_shapes
 from minunet import engines, training
 from minunet.backend import Array, to_numpy
 from minunet.durable import json_text, write_text
-from minunet.engines.cuda.engine import choose_kernels
+from minunet.engines.cuda import choice
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.layers import map_arrays
@@ -120,7 +120,7 @@ def against_float64(machine: Machine, precision: str, widths: tuple[int, ...], s
                     engine=engine,
                 )
             weights.append({name: to_numpy(array).tobytes() for name, array in net.parameters().items()})
-            name = engine.name
+            name = engine.name + (f" ({engine.reason})" if engine.reason else "")
     error = norm({n: ours[n] - grads[n] for n in grads}) / norm(grads)
     return {
         "engine": name,
@@ -217,7 +217,7 @@ def conv_layer(
 
 def kernels_for(machine: Machine, precision: str) -> list[SpecificationKernels]:
     """What minunet has for a precision, the engine's choice first."""
-    chosen = choose_kernels(machine.xp, precision)
+    chosen = choice.make(machine.xp, precision)
     slower = chosen.name != "row3" and precision == "float32"
     return [chosen, Row3Kernels(machine.xp, precision)] if slower else [chosen]
 
@@ -395,7 +395,7 @@ def their_step(
 
 def bulk(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
     """Convolutions whose weights come by bulk copies beside those of the engine: are they the same, are they faster?"""
-    kernels = choose_kernels(machine.xp, options.precision[0])
+    kernels = choice.make(machine.xp, options.precision[0])
     if not getattr(getattr(kernels, "device", None), "hopper", False):
         note("bulk copies", "this GPU has none: they need compute capability 9.0")
         return
@@ -421,7 +421,7 @@ def bulk_layer(
     weight = machine.put(draw.standard_normal((3, 3, in_channels, out_channels), dtype=np.float32) / 100)
     results, calls = [], {}
     for name in ("copies", "bulk copies"):
-        kernels: Any = choose_kernels(machine.xp, precision)
+        kernels: Any = choice.make(machine.xp, precision)
         kernels.bulk = name == "bulk copies"
         images = machine.xp.empty(x.shape, dtype=kernels.dtype)
         kernels.store(images, machine.put(x))

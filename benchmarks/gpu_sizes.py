@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.gpu_machine import Machine, failing
 from minunet import engines
 from minunet.backend import Array, to_numpy
-from minunet.engines.cuda.engine import choose_kernels
+from minunet.engines.cuda import choice
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.layers import map_arrays
 from minunet.losses import SegmentationLoss
@@ -89,7 +89,7 @@ def one_convolution(
     x = few_bits(draw, n, size, size, in_channels)
     dy = few_bits(draw, n, side, side, out_channels)
     weight = few_bits(draw, 3, 3, in_channels, out_channels)
-    kernels = choose_kernels(machine.xp, precision)
+    kernels = choice.make(machine.xp, precision)
     found = ours(machine, kernels, transposed, x, dy, weight)
     expected = theirs(machine, transposed, x, dy, weight)
     distances = {name: _distance(machine, found[name], expected[name]) for name in found}

@@ -5,6 +5,7 @@ CuPy is imported the first time that something asks for a GPU, never by ``import
 """
 
 import importlib
+import os
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +63,9 @@ def _why_no_gpu() -> str | None:
         return "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported ({error})"
     except Exception as error:  # an installation that is not whole
         return f"CuPy cannot be imported ({str(error).partition(chr(10))[0]})"
+    if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0") != "0":
+        # The thread that prepares a batch and the one that trains on it rely on one stream, which keeps their order.
+        return "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM is set, and minunet's threads share one stream: unset it"
     try:
         # The first call into the driver is where a missing driver or library shows itself.
         if cupy.cuda.runtime.getDeviceCount() == 0:

@@ -71,13 +71,14 @@ def _cupy() -> ModuleType:
     return importlib.import_module("cupy")
 
 
-def _gpu_answers() -> bool:
+def gpu_capability() -> int:
+    """Of the GPU that answers, 90 for 9.0; 0 if none does."""
     try:
-        return _cupy().cuda.runtime.getDeviceCount() > 0
+        return int(_cupy().cuda.Device().compute_capability)
     except Exception:  # no CuPy, no driver, no device: CuPy raises several types
-        return False
+        return 0
 
 
 IMPLEMENTATIONS = [Implementation("numpy", lambda: np), Implementation("standin", lambda: strict_cupy.module)]
-if _gpu_answers():
+if gpu_capability():
     IMPLEMENTATIONS.append(Implementation("cupy", _cupy))

@@ -97,6 +97,15 @@ BROKEN = {
 }
 
 
+def test_a_stream_for_each_thread_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
+    with pytest.raises(UserError, match="^--device cuda: CUPY_CUDA_PER_THREAD_DEFAULT_STREAM is set, .* unset it; "):
+        resolve_device("cuda")
+    monkeypatch.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
+    assert resolve_device("cuda") == ("cuda", None)
+
+
 @pytest.mark.parametrize(("cupy", "reason"), BROKEN.values(), ids=BROKEN)
 def test_without_a_gpu_auto_falls_back_and_says_why(monkeypatch, cupy, reason):
     monkeypatch.setitem(sys.modules, "cupy", cupy)

@@ -35,12 +35,12 @@ class Device(Protocol):
 class CupyDevice:
     """The current GPU, through CuPy."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, hopper: bool = True) -> None:
         self.xp = importlib.import_module("cupy")
         self.precision = precision
         device = self.xp.cuda.Device()
         self.multiprocessors = device.attributes["MultiProcessorCount"]
-        self.hopper = device.compute_capability == "90"
+        self.hopper = hopper and device.compute_capability == "90"
         self.shared_bytes = device.attributes["MaxSharedMemoryPerBlockOptin"]
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str, int], Any] = {}

@@ -23,7 +23,6 @@ In floats for each pixel of level l, with C channels, that is 2C (y1, y2) on eac
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import ModuleType
@@ -33,8 +32,8 @@ import numpy as np
 
 from minunet import memory, rng
 from minunet.backend import Array, array_module
+from minunet.engines.cuda.choice import choose, make
 from minunet.engines.cuda.optimizer import MultiTensorAdamW, MultiTensorEMA
-from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.engines.plain import Engine
 from minunet.errors import UserError
@@ -57,31 +56,9 @@ def unsupported(
         return "the CUDA engine needs a network with at least two widths"
     if config["up_kernel"] not in (2, 3) or config["head_kernel"] not in (1, 3):
         return "the CUDA engine has transposed convolutions of side 2 and 3, and heads of side 1 and 3"
-    if precision == "bf16" and (missing := why_no_kernels(precision)) is not None:
-        return f"bf16 needs the engine's own kernels: {missing}"
+    if precision == "bf16" and (chosen := choose(precision)).kernels == "row3":
+        return f"bf16 needs the engine's own kernels: {chosen.reason}"
     return None
-
-
-def why_no_kernels(precision: str) -> str | None:
-    """Why the kernels of the ``.cu`` files cannot be used here, or None."""
-    try:
-        from minunet.engines.cuda.kernels import CupyKernels
-    except ImportError as error:
-        return f"they cannot be imported ({error})"
-    reason: str | None = CupyKernels.why_not(precision)
-    return reason
-
-
-def choose_kernels(xp: ModuleType, precision: str) -> SpecificationKernels:
-    """The engine's own kernels where they load and are right, else, but for bf16, large matrix products."""
-    if why_no_kernels(precision) is None:
-        from minunet.engines.cuda.kernels import CupyKernels
-
-        made: SpecificationKernels = CupyKernels(precision)
-        return made
-    # CuPy's own switch for float32 products on tensor cores. It looks at it once, before its first product.
-    os.environ["CUPY_TF32"] = "1" if precision == "tf32" else "0"
-    return Row3Kernels(xp, precision)
 
 
 class CudaEngine(Engine):
@@ -101,9 +78,9 @@ class CudaEngine(Engine):
     ) -> None:
         super().__init__(net, loss)
         xp = array_module(net.head.weight)
-        self.kernels = choose_kernels(xp, precision) if kernels is None else kernels
-        if kernels is None and self.kernels.name == "row3":
-            self.reason = why_no_kernels(precision)
+        if kernels is None:
+            kernels, self.reason = make(xp, precision), choose(precision).reason
+        self.kernels = kernels
         self.name = f"cuda, {precision}, {self.kernels.name}"
         self.dtype = str(net.head.weight.dtype)
         free = memory.available_bytes(net)
@@ -275,7 +252,7 @@ def plan(net: UNet, n: int, height: int, width: int) -> Iterator[tuple[str, str,
 
 def step_bytes_here(precision: str = "float32") -> memory.StepBytes:
     """:func:`step_bytes` for the kernels that an engine would have here."""
-    return partial(step_bytes, precision=precision, row3=why_no_kernels(precision) is not None)
+    return partial(step_bytes, precision=precision, row3=choose(precision).kernels == "row3")
 
 
 def step_bytes(

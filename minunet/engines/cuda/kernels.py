@@ -5,18 +5,14 @@ itself is a device's (device.py): CuPy's in :class:`CupyKernels`, the emulator's
 this very code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
 """
 
-import importlib
 import math
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from minunet import rng
 from minunet.backend import Array
-from minunet.engines.cuda import trial
 from minunet.engines.cuda.device import CupyDevice, Device
 from minunet.engines.cuda.programs import (
     BULK_TILES,
@@ -547,33 +543,14 @@ class Table:
 
 
 class CupyKernels(Kernels):
-    """The kernels on the current GPU, compiled by NVRTC when first used (CuPy keeps what it compiled on disk)."""
+    """The kernels on the current GPU, compiled by NVRTC when first used (CuPy keeps what it compiled on disk).
 
-    def __init__(self, precision: str) -> None:
-        super().__init__(CupyDevice(precision), precision)
+    ``hopper``: whether a Hopper GPU gets those that only it can run.
+    """
+
+    def __init__(self, precision: str, hopper: bool = True) -> None:
+        super().__init__(CupyDevice(precision, hopper), precision)
         self.name = "kernels"
-
-    @staticmethod
-    def why_not(precision: str) -> str | None:
-        """Why these kernels cannot run here, in one line; None if they can, and a small convolution is right."""
-        try:
-            return CupyKernels._tried(importlib.import_module("cupy"), precision)
-        except ImportError as error:
-            return f"there is no CuPy ({error})"
-
-    @staticmethod
-    @cache
-    def _tried(cupy: ModuleType, precision: str) -> str | None:
-        try:
-            capability = int(cupy.cuda.Device().compute_capability)
-            if capability < 80:
-                return f"the kernels need compute capability 8.0, this GPU has {capability / 10:.1f}"
-            distance = trial.distance(CupyKernels(precision))
-        except Exception as error:  # CuPy raises several types: no driver, no device, no compiler
-            return f"the kernels cannot be compiled, loaded or run ({str(error).partition(chr(10))[0]})"
-        if not distance <= trial.BOUNDS[precision]:
-            return f"the kernels are wrong on this GPU: a small convolution is {distance:.1e} off"
-        return None
 
 
 @dataclass(frozen=True)

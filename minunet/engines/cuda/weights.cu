@@ -33,7 +33,8 @@ __device__ __forceinline__ void lay_out(const float* weight, element* to, int pl
     const int first = (rest % panels * 4 + part) * ELEMENTS, tap = rest / panels;
     const float* from = weight + static_cast<size_t>(tap) * ins * outs + static_cast<size_t>(o) * out_stride;
     float values[ELEMENTS];
-    if (in_stride == 1 && ins % 4 == 0 && first + ELEMENTS <= ins && o < outs) {  // they lie together, too
+    const bool aligned = ins % 4 == 0 && reinterpret_cast<size_t>(weight) % 16 == 0;
+    if (in_stride == 1 && aligned && first + ELEMENTS <= ins && o < outs) {  // they lie together, too
 #pragma unroll
         for (int e = 0; e < ELEMENTS; e += 4)
             *reinterpret_cast<float4*>(values + e) = *reinterpret_cast<const float4*>(from + first + e);
