@@ -91,6 +91,6 @@ def _in_a_process(precision: str, name: str, number: int) -> str | None:
 
 def _in_this_process(precision: str, name: str) -> str | None:
     """The same where a GPU takes one process at a time, and this one has it."""
-    from minunet.engines.cuda import trial  # which needs the engine, and the engine this file
-
-    return trial.what_is_wrong(precision, name)
+    trial = importlib.import_module("minunet.engines.cuda.trial")  # which needs the engine, and the engine this file
+    wrong: str | None = trial.what_is_wrong(precision, name)
+    return wrong
