@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -23,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from minunet.backend import Array
 from minunet.engines.cuda.device import kernel_argument
 from minunet.engines.cuda.kernels import Kernels
 from minunet.engines.cuda.programs import FOLDER, PROGRAMS, options
+from tests import strict_cupy
 
 HEADER = Path(__file__).with_name("emulator.h")
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None  # memory is guarded as Linux does it
@@ -40,27 +43,42 @@ class KernelError(AssertionError):
     """A kernel did what the hardware forbids, or leaves undefined."""
 
 
-class EmulatedDevice:
-    """A :class:`minunet.engines.cuda.device.Device` without a GPU. ``seed`` decides in which order threads run."""
+#: Kernels of several threads run one after the other, as on a GPU's stream: the emulator has global state.
+_STREAM = threading.Lock()
 
-    xp: ModuleType = np
+
+class EmulatedDevice:
+    """A :class:`minunet.engines.cuda.device.Device` without a GPU, for arrays of NumPy or of the stand-in for CuPy.
+
+    ``seed`` decides in which order threads run.
+    """
+
     multiprocessors = 2  # few, so that loops over pixels have more than one turn
 
-    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = (), hopper: bool = False) -> None:
+    def __init__(
+        self,
+        precision: str,
+        seed: int = 0,
+        patches: Sequence[Patch] = (),
+        hopper: bool = False,
+        xp: ModuleType = np,
+    ) -> None:
+        self.xp = xp
         self.precision, self.seed, self.patches, self.hopper = precision, seed, tuple(patches), hopper
         self.shared_bytes = (227 if hopper else 99) * 1024
         self.row_conflicts: dict[str, int] = {}  # of each kernel: see emulator.h
 
-    def address(self, array: np.ndarray) -> int:
-        return array.ctypes.data
+    def address(self, array: Array) -> int:
+        return _on_host(array).ctypes.data
 
     def launch(
         self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
     ) -> None:
         assert shared <= self.shared_bytes
         library = load(program, self.precision if PROGRAMS[program].precise else "float32", self.patches)
+        arguments = list(map(_on_host, arguments))
         roots = {id(root): root for root in map(_root, arguments) if root is not None}
-        with _guarded(roots) as moved:
+        with _STREAM, _guarded(roots) as moved:
 
             def address(array: np.ndarray) -> int:
                 root = _root(array)
@@ -77,14 +95,14 @@ class EmulatedDevice:
             run = getattr(library, f"run_{kernel}")
             if run(blocks, threads, ctypes.c_size_t(shared), self.seed, letters.encode(), pointers):
                 raise KernelError(f"{kernel}: {library.emulator_message().decode()}{_where(library, roots, moved)}")
-        self.row_conflicts[kernel] = self.row_conflicts.get(kernel, 0) + library.emulator_row_conflicts()
+            self.row_conflicts[kernel] = self.row_conflicts.get(kernel, 0) + library.emulator_row_conflicts()
 
 
 class EmulatedKernels(Kernels):
     """The kernels behind the methods of the specification, as on a GPU."""
 
-    def __init__(self, precision: str, seed: int = 0, patches: Sequence[Patch] = (), hopper: bool = False) -> None:
-        device = EmulatedDevice(precision, seed, patches, hopper)
+    def __init__(self, precision: str, **options: Any) -> None:
+        device = EmulatedDevice(precision, **options)
         super().__init__(device, precision)
         self.emulated = device
         self.name = "emulator"
@@ -139,6 +157,11 @@ def kernel_names(file: str) -> set[str]:
     """The kernels that a source file defines."""
     text = (FOLDER / file).read_text(encoding="utf-8")
     return set(re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\)\s*(\w+)\(', text))
+
+
+def _on_host(value: Any) -> Any:
+    """An array of the stand-in as the NumPy array that it hides; anything else as it is."""
+    return value._host if isinstance(value, strict_cupy.ndarray) else value
 
 
 def _root(value: Any) -> np.ndarray | None:

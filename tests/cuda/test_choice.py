@@ -17,6 +17,7 @@ from minunet.engines.cuda.choice import Choice
 from minunet.engines.cuda.programs import PRECISIONS
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
+from tests import strict_cupy
 from tests.cuda.emulator import COMPILER, EmulatedKernels
 from tests.implementations import gpu_capability
 
@@ -33,13 +34,19 @@ emulated = pytest.mark.skipif(not COMPILER, reason="g++ is not here")
 
 
 def emulated_kernels(precision, hopper, patches=()):
-    """As a trial has them: in one block."""
-    made = EmulatedKernels(precision, patches=patches, hopper=hopper)
+    """As a trial has them: on CuPy's arrays (the stand-in's), in one block."""
+    made = EmulatedKernels(precision, patches=patches, hopper=hopper, xp=strict_cupy.module)
     made.device.multiprocessors = 1
     return made
 
 
+@pytest.fixture
+def standin(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", strict_cupy.module)
+
+
 @emulated
+@pytest.mark.usefixtures("standin")
 @pytest.mark.parametrize(("precision", "hopper"), [("float32", False), ("tf32", False), ("tf32", True)])  # bf16: below
 def test_right_kernels_pass(precision, hopper):
     kernels, specification = emulated_kernels(precision, hopper), SpecificationKernels(np, precision)
@@ -48,6 +55,7 @@ def test_right_kernels_pass(precision, hopper):
 
 
 @emulated
+@pytest.mark.usefixtures("standin")
 @pytest.mark.parametrize("patch", WRONG_CONVOLUTIONS.values(), ids=WRONG_CONVOLUTIONS)
 def test_wrong_convolutions_fail(patch):
     kernels = emulated_kernels("bf16", hopper=True, patches=[patch])
@@ -55,6 +63,7 @@ def test_wrong_convolutions_fail(patch):
 
 
 @emulated
+@pytest.mark.usefixtures("standin")
 @pytest.mark.parametrize("patch", WRONG_STEPS.values(), ids=WRONG_STEPS)
 def test_a_wrong_step_fails(patch):
     kernels = emulated_kernels("bf16", hopper=False, patches=[patch])

@@ -30,7 +30,7 @@ if not DEVICES:
 def make(device: str, precision: str, seed: int = 0) -> Kernels:
     if device.startswith("gpu"):
         return CupyKernels(precision, hopper=device == "gpu")
-    made = EmulatedKernels(precision, seed, hopper=device != "emulator")
+    made = EmulatedKernels(precision, seed=seed, hopper=device != "emulator")
     made.bulk = device == "hopper-bulk"
     return made
 

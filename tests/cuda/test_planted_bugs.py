@@ -362,7 +362,7 @@ def test_a_planted_bug_is_caught(bug):
     """The kernel as it stands passes in the same scene, and with the bug fails as expected in some order of threads."""
 
     def kernels(seed: int, patches: Sequence[Patch]) -> EmulatedKernels:
-        made = EmulatedKernels(bug.precision, seed, patches, hopper=bug.hopper)
+        made = EmulatedKernels(bug.precision, seed=seed, patches=patches, hopper=bug.hopper)
         made.bulk = bug.bulk
         return made
 
