@@ -385,7 +385,8 @@ class _Step:
     def _conv(self, norm: _Norm, x: Array) -> None:
         """A convolution without its bias, and the statistics that its batch norm will use."""
         if self.training:
-            norm.mean, norm.var = array_module(norm.gamma).empty_like(norm.gamma), norm.beta.copy()
+            empty_like = array_module(norm.gamma).empty_like
+            norm.mean, norm.var = empty_like(norm.gamma), empty_like(norm.gamma)
             self.kernels.conv3x3(x, norm.weight, norm.y, norm.mean, norm.var)
         else:
             mean, norm.var = self.running[f"{norm.norm}.running_mean"], self.running[f"{norm.norm}.running_var"]

@@ -7,6 +7,7 @@ this very code without a GPU. Which of them have run on one, and how fast: docs/
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ from minunet.engines.cuda.programs import (
     Tile,
 )
 from minunet.engines.cuda.specification import SpecificationKernels
+
+
+class Direction(IntEnum):
+    """What a convolution's kernel is used for: the enum of this name in conv.cuh."""
+
+    FORWARD = 0
+    GRAD_INPUT = 1
+    UP = 2  # transposed, stride 2
+    UP_GRAD_INPUT = 3
 
 
 class Kernels(SpecificationKernels):
@@ -111,12 +121,12 @@ class Kernels(SpecificationKernels):
         if windows:
             x, kernel = self._windows(x), 1
         if mean is None or var is None:
-            self._convolve(0, kernel, x, laid_out.forward, y)
+            self._convolve(Direction.FORWARD, kernel, x, laid_out.forward, y)
             return
         tile = self._tile(y.shape[3])
         tiles, _ = _pixel_tiles(tile, *x.shape[:3])
         partials = self._partials(tiles * 3 * y.shape[3])  # count, mean, squares: finish_statistics in reduce.cu
-        self._convolve(0, kernel, x, laid_out.forward, y, partials=partials)
+        self._convolve(Direction.FORWARD, kernel, x, laid_out.forward, y, partials=partials)
         blocks = _parts(y.shape[3], 32)
         self._launch("reduce", "finish_statistics", blocks, 1024, partials, tiles, y.shape[3], mean, var)
 
@@ -148,7 +158,7 @@ class Kernels(SpecificationKernels):
         _check_images("dx", dx, dy.shape[:3])
         mask = (bits, dx.shape[3], 0, scale)
         laid_out = self._prepared(weight, self._takes_windows(weight))
-        self._convolve(1, 3, dy, laid_out.grad_input, dx, mask=mask, rounded=1)
+        self._convolve(Direction.GRAD_INPUT, 3, dy, laid_out.grad_input, dx, mask=mask, rounded=1)
 
     def conv_transpose(
         self,
@@ -168,7 +178,8 @@ class Kernels(SpecificationKernels):
         _check_images("y", y, (n, 2 * height, 2 * width))
         total, first = channels if channels[0] else (y.shape[3], 0)
         mask = (bits, total, first, scale)
-        self._convolve(2, weight.shape[0], x, self._prepared(weight).forward, y, bias=bias, mask=mask, rounded=1)
+        laid_out = self._prepared(weight)
+        self._convolve(Direction.UP, weight.shape[0], x, laid_out.forward, y, bias=bias, mask=mask, rounded=1)
 
     def conv_transpose_grad_input(self, dy: Array, weight: Array, dx: Array) -> None:
         if weight.shape[0] not in (2, 3):
@@ -177,11 +188,11 @@ class Kernels(SpecificationKernels):
         n, height, width, _ = dx.shape
         _check_weight(weight, (2, 3), dx.shape[3], dy.shape[3])
         _check_images("dy", dy, (n, 2 * height, 2 * width))
-        self._convolve(3, weight.shape[0], dy, self._prepared(weight).grad_input, dx)
+        self._convolve(Direction.UP_GRAD_INPUT, weight.shape[0], dy, self._prepared(weight).grad_input, dx)
 
     def _convolve(
         self,
-        direction: int,  # Direction in conv.cuh: 0 FORWARD, 1 GRAD_INPUT, 2 UP (transposed), 3 UP_GRAD_INPUT
+        direction: Direction,
         kernel: int,
         x: Array,
         weight: Array,
@@ -191,10 +202,13 @@ class Kernels(SpecificationKernels):
         partials: Array | None = None,
         rounded: int = 0,
     ) -> None:
-        n, height, width, _ = x.shape if direction != 3 else y.shape  # of the smaller image, where they differ
+        n, height, width, _ = (
+            x.shape if direction != Direction.UP_GRAD_INPUT else y.shape
+        )  # of the smaller image, where they differ
         tile = self._tile(y.shape[3])
         tiles, columns_log2 = _pixel_tiles(tile, n, height, width)
-        blocks = tiles * _parts(y.shape[3], tile.channels) * (4 if direction == 2 else 1)
+        parities = 4 if direction == Direction.UP else 1  # of the row and the column of y
+        blocks = tiles * _parts(y.shape[3], tile.channels) * parities
         bits, total, first, scale = mask
         self._launch(
             tile.program, "convolve", blocks, tile.threads,
@@ -271,7 +285,7 @@ class Kernels(SpecificationKernels):
 
     def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
         """Into ``out``: the sum of the ``count`` rows of ``size`` numbers. Few numbers have 32 threads each."""
-        if size < 4096:
+        if size < 4096:  # a thread a number would be too few threads: here it is 32
             self._launch("reduce", "sum_many_partials", _parts(size, 32), 1024, partials, count, size, out)
         else:
             self._launch("reduce", "sum_partials", _parts(size, 256), 256, partials, count, size, out)
@@ -454,6 +468,7 @@ class Kernels(SpecificationKernels):
         dlogits: Array,
     ) -> None:
         n, values = len(logits), logits[0].size
+        # Blocks an image: four values for each of their threads, or four blocks a multiprocessor in all.
         per_image = max(1, min(_parts(values, 1024), 4 * self.device.multiprocessors // n))
         partials = self._partials(n * per_image * 4 + n, "float64")
         dice = partials[n * per_image * 4 :].view("float32")  # two numbers an image

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // partial.
 extern "C" __global__ void __launch_bounds__(1024)
     sum_many_partials(const float* __restrict__ partials, int count, int size, float* __restrict__ out) {
-    __shared__ double sums[32][33];
+    __shared__ double sums[32][32];
     const int column = threadIdx.x % 32, slice = threadIdx.x / 32, i = blockIdx.x * 32 + column;
     double sum = 0;
     if (i < size)
