@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minunet import ops
-from minunet.engines.cpu import rows, tiles
+from minunet.engines.cpu import resample, rows, tiles
 from minunet.engines.cpu.adamw import BLOCK, BlockAdamW, BlockWeightEMA, blocks_of
 from minunet.engines.cpu.buffers import ALIGNMENT, Scratch, aligned, pack
 from minunet.engines.cpu.chunks import cut, share
@@ -93,6 +93,20 @@ def test_arrays_that_live_at_one_time_never_share_memory(drawn):
         assert all(end <= total for _, end in live)
     assert all(offset % ALIGNMENT == 0 for offset in offsets.values())
     assert set(offsets) == set(lifetimes)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(40, 256, 128), (40, 256, 144), (3, 70, 999), (2000, 600, 4)])
+def test_a_product_in_parts_is_the_product(rows, inner, columns):
+    random = np.random.default_rng(0)
+    a, b, out = (
+        random.normal(size=(2, rows, inner)),
+        random.normal(size=(2, inner, columns)),
+        np.empty((2, rows, columns)),
+    )
+    tiles._in_parts(a, b, out)()
+    np.testing.assert_allclose(out, a @ b, rtol=1e-12, atol=1e-12)
+    resample.product(a[0], b[0], out[1])()
+    np.testing.assert_allclose(out[1], a[0] @ b[0], rtol=1e-12, atol=1e-12)
 
 
 def test_scratch_memory_is_what_the_greediest_stage_needs():

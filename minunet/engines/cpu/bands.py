@@ -56,6 +56,22 @@ class Activation:
         self.relu(self.z[image, first:last], out)
 
 
+class ScaledActivation(Activation):
+    """The activation as it is, with the norm's slope."""
+
+    def __init__(self, z: np.ndarray, relu: Relu, slope: ChannelRow) -> None:
+        super().__init__(z, relu)
+        self.slope = slope
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.slope.set(self.relu.norm.input_slope)
+
+    def __call__(self, image: int, first: int, last: int, out: np.ndarray) -> None:
+        super().__call__(image, first, last, out)
+        with_row(np.multiply, out, self.slope, out)
+
+
 class Concat:
     """[up, skip], the skip being an activation, times the dropout mask ``kept`` if there is one."""
 
@@ -238,5 +254,9 @@ def carve(room: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def copy_pixels(values: np.ndarray, out: np.ndarray) -> None:
     """out <- values, (..., C) with contiguous channels: a pixel's channels move as one item, in half the time."""
-    pixel = np.dtype((np.void, values.shape[-1] * values.itemsize))
-    np.copyto(out.view(pixel), values.view(pixel))
+    np.copyto(as_pixels(out), as_pixels(values))
+
+
+def as_pixels(values: np.ndarray) -> np.ndarray:
+    """``values`` (..., C) with each pixel's channels as one item."""
+    return values.view(np.dtype((np.void, values.shape[-1] * values.itemsize)))

@@ -11,14 +11,10 @@ import numpy as np
 
 from minunet.engines.cpu import tiles
 from minunet.engines.cpu.bands import ActivationTarget, Band, carve, rows_of
-from minunet.engines.cpu.chunks import Cut, share
+from minunet.engines.cpu.chunks import SMALL, VECTOR, Cut, share
 from minunet.engines.cpu.convolution import Sums
 from minunet.engines.cpu.plan import Unit
 from minunet.engines.cpu.work import Work
-
-#: OpenBLAS multiplies matrices with M * N * K up to a million without packing them first, at up to twice the speed.
-SMALL = 1_000_000
-VECTOR = 16  # blocks have a multiple of so many channels: a cache line of float32
 
 
 def blocks(channels: int, others: int, work: Work) -> list[slice]:
@@ -106,7 +102,7 @@ class ChannelsForward(_Images):
         super().__init__(unit, work)
         self.blocks = blocks(unit.c_out, unit.c_in, work)
         width = widest(self.blocks)
-        self.filters = work.take(36 * unit.c_in * width)
+        self.filters = work.take(36 * (unit.c_in * width + VECTOR))
         self.products = work.take(36 * work.description.max_batch * self.calls.tiles * width)
         self.room = work.take(16 * self.calls.tiles * width)
 
@@ -117,7 +113,9 @@ class ChannelsForward(_Images):
         planes, sign = self.of_batch(self.planes("input")), work.norms[unit.conv].sign
         for block in self.blocks:
             channels = block.stop - block.start
-            filters = carve(self.filters, (36, unit.c_in, channels))
+            # A cache line between the 36 positions: a power of two apart, all would claim the same places of the cache.
+            filters = carve(self.filters, (36, unit.c_in * channels + VECTOR))[:, :-VECTOR]
+            filters = filters.reshape(36, unit.c_in, channels)
             np.matmul(self.transform, weight[:, :, block].swapaxes(0, 1), out=filters.swapaxes(0, 1))
             products = carve(self.products, (36, planes.shape[1], channels))
             for part in parts(planes.shape[1], unit.c_in * channels):

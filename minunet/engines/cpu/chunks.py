@@ -7,6 +7,10 @@ batch; each process takes a run of them, so that its rows lie side by side.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+#: OpenBLAS multiplies matrices with M * N * K up to a million without packing them first, at up to twice the speed.
+SMALL = 1_000_000
+VECTOR = 16  # of channels, blocks have a multiple: a cache line of float32
+
 
 class Chunk(NamedTuple):
     """Rows ``first_row`` to ``first_row + rows`` of ``images`` images from ``first_image`` on."""

@@ -18,7 +18,7 @@ from minunet.engines.cpu.plan import Unit
 from minunet.engines.cpu.work import Work
 
 #: Bytes of one chunk's planes: what fits a second-level cache of 1 MiB beside the rest.
-ROWS_BUDGET = 1_200_000
+ROWS_BUDGET = 2_200_000
 TILES_BUDGET = (1_200_000, 3_000_000)  # at least; at most, and half of what the filters take in between
 #: Bytes of the gradient of the transformed filters that are made at a time.
 FILTERS_BUDGET = 5_000_000

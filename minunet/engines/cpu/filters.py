@@ -3,7 +3,7 @@
 import numpy as np
 
 from minunet import rng
-from minunet.engines.cpu import rows, tiles
+from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.chunks import Cut, share
 from minunet.engines.cpu.plan import adds_up
 from minunet.engines.cpu.work import Work
@@ -29,6 +29,10 @@ class Filters:
             if not self.work.training:
                 weight = weight * self.work.input_scale(unit)[:, None]
             self._transform(matrix, weight, self.work.arrays[f"filters:{unit.conv}"])
+        for level in range(1, self.work.description.depth + 1):
+            weight, out = (self.work.arrays[name] for name in (f"net:up{level}.up.weight", f"taps:{level}"))
+            mine = share(weight.shape[2], self.work.member.rank, self.work.member.size)
+            taps.lay_out(weight, slice(mine.start, mine.stop), out)
 
     def _transform(self, matrix: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
         """out <- this process's part of ``matrix`` times ``weight`` (3, 3, C, C')."""

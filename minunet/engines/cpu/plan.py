@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.engines.cpu import rows, tiles
+from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.adamw import count_of_blocks
 from minunet.engines.cpu.buffers import aligned, pack
 from minunet.losses import SegmentationLoss
@@ -307,6 +307,9 @@ def layout(description: Description, processes: int) -> Layout:
                 filters(unit.c_out, unit.c_in),
                 dtype,
             )
+    for level, c_out in enumerate(description.widths[:-1], start=1):
+        shape = (taps.count(description.up_kernel), description.widths[level], c_out)
+        place(f"taps:{level}", shape, dtype)
     place("loss:", (processes, description.max_batch, 4), np.dtype(np.float64))
     for name, shape in parameters.items():
         place(f"grad:{name}", shape, dtype)

@@ -4,17 +4,20 @@ Specification: :func:`minunet.ops.max_pool2d_forward`, ``conv_transpose2d_forwar
 "same") and their backward, with the ReLU in front of them and the dropout behind the pool.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minunet.engines.cpu.bands import carve, copy_pixels, rows_of
-from minunet.engines.cpu.channels import SMALL
-from minunet.engines.cpu.chunks import Chunk
+from minunet.engines.cpu import taps
+from minunet.engines.cpu.bands import Band, as_pixels, carve, copy_pixels, rows_of
+from minunet.engines.cpu.chunks import SMALL, Chunk
 from minunet.engines.cpu.norm import ChannelRow, ChannelSums, with_row
 from minunet.engines.cpu.work import Work
 
 POOL_BUDGET = 300_000  # bytes of the rows of the skip that are pooled at a time
-UP_BUDGET = 500_000  # bytes of the products of one chunk
+UP_BUDGET = 1_500_000  # bytes of the products of one chunk
 TURNED = 64  # channels of the weight that are laid out anew at a time, so that both sides fit the cache
 
 
@@ -113,86 +116,50 @@ def up_budget(c_in: int, taps: int, c_out: int, work: Work) -> int:
 class UpForward:
     """up <- the transposed convolution of the activation below.
 
-    All pixels times one tap is a matrix product, (pixels, C_in) x (C_in, C_out), and gives a plane. With stride 2 the
-    planes of the taps 0 and 1 are a pixel's own four outputs; tap 2, if there is one, falls on the next pixel's first.
-    So a chunk needs what tap 2 of the row above gives: the last chunk's last row, moved, not made again.
+    The pixels that a pixel's outputs are made of are laid side by side, and each output is one matrix product with the
+    taps that meet in it: :mod:`.taps`. Two rows of outputs are made of a row: they lie apart until the bias is added,
+    which takes both to their place.
     """
 
     def __init__(self, level: int, work: Work) -> None:
         self.work, self.below = work, work.description.below(level)
-        self.kernel, self.level = work.description.up_kernel, level
         height, width, c_in = self.below.height, self.below.width, self.below.c_out
-        self.c_out = work.description.widths[level - 1]
-        taps = self.kernel**2
-        row = (width + 1) * (c_in + taps * self.c_out) * work.dtype.itemsize
-        budget = up_budget(c_in, taps, self.c_out, work)
-        self.pieces = work.cut(height, 1, row, budget)
+        self.kernel, c_out = work.description.up_kernel, work.description.widths[level - 1]
+        pixels = len(taps.neighbours(self.kernel))
+        row = width * ((1 + pixels) * c_in + 4 * c_out) * work.dtype.itemsize
+        self.pieces = work.cut(height, 1, row, up_budget(c_in, self.kernel**2, c_out, work))
         images, rows = self.pieces.images, self.pieces.rows
-        # One column more to the left, from which tap 2 comes.
-        self.padded, self.values = work.take(images, rows, width + 1, c_in), work.take(rows * width * c_in)
-        self.source = work.activation(self.below)
-        self.slope = ChannelRow(width, c_in, work.scratch, work.dtype)
-        self.planes = work.take(taps, images, rows, width + 1, self.c_out)
-        self.above = work.take(self.kernel, images, 1, width + 1, self.c_out)
-        self.bias = work.take(width, self.c_out)  # repeated, for long inner loops
+        self.band = Band(work.take(images, rows + 2, width, c_in), height, work.scaled_activation(self.below))
+        self.pixels = work.take(images, rows, width, pixels, c_in)
+        self.outputs = work.take(2, images, rows, width, 2, c_out)  # the rows 2i of up, and then the rows 2i + 1
+        side_by_side = self.pixels.reshape(-1, pixels * c_in)
+        outputs = self.outputs.reshape(2, -1, 2, c_out)
+        self.products = [
+            product(side_by_side[:, -len(stack) :], stack, outputs[row, :, column])
+            for (row, column), stack in taps.by_output(self.kernel, work.arrays[f"taps:{level}"]).items()
+        ]
+        self.places = []  # the band's pixels as one item each, and where they go
+        for number, (above, left) in enumerate(taps.neighbours(self.kernel)):
+            values = self.band.values[:, 1 - above : 1 - above + rows, : width - left]
+            self.places.append((as_pixels(values), as_pixels(self.pixels[:, :, left:, number])))
+        self.bias, self.row = work.arrays[f"net:up{level}.up.bias"], work.take(2 * width * c_out)
         self.up = work.arrays[f"up:{level}"]
 
     def run(self) -> None:
-        self.source.prepare()
-        self.padded.fill(0)
-        arrays, k, c_in, c_out = self.work.arrays, self.kernel, self.below.c_out, self.c_out
-        self.slope.set(self.work.norms[self.below.conv].input_slope)
-        weight = arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
-        self.bias[...] = arrays[f"net:up{self.level}.up.bias"]
-        follows = None  # the image and row at which a chunk would continue the last one
+        self.band.prepare()
+        self.pixels.fill(0)  # those left of the image stay zero
+        self.row.reshape(-1, len(self.bias))[...] = self.bias  # repeated, for long inner loops
         for chunk in self.work.chunks(self.pieces):
-            n, rows = chunk.images, chunk.rows
-            planes = carve(self.planes, (k, k, n, rows, self.below.width + 1, c_out))
-            if k == 3:
-                self._row_above(chunk, weight, follows == (chunk.first_image, chunk.first_row))
-            follows = chunk.first_image, chunk.first_row + rows
-            self._multiply(chunk, weight, planes)
-            first = 2 * chunk.first_row
-            up = self.up[chunk.first_image : chunk.first_image + n, first : first + 2 * rows]
-            out = up.reshape(n, rows, 2, self.below.width, 2, c_out)
-            for row in (0, 1):
-                for column in (0, 1):
-                    total = planes[row, column, :, :, 1:]
-                    if k == 3 and row == 0:
-                        self._add_above(total, planes[2, column, :, :, 1:], self.above[column, :n, :, 1:])
-                    if k == 3 and column == 0:
-                        np.add(total, planes[row, 2, :, :, :-1], out=total)
-                    if k == 3 and row == column == 0:
-                        self._add_above(total, planes[2, 2, :, :, :-1], self.above[2, :n, :, :-1])
-                    np.add(total, self.bias, out=total)
-                    copy_pixels(total, out[:, :, row, :, column])
-
-    def _multiply(self, chunk: Chunk, weight: np.ndarray, planes: np.ndarray) -> None:
-        """planes <- the rows of ``chunk`` times each tap of ``weight`` (taps, C_in, C_out)."""
-        rows, width, c_in = chunk.rows, self.below.width, self.below.c_out
-        values = carve(self.values, (rows, width, c_in))
-        padded = carve(self.padded, (chunk.images, rows, width + 1, c_in))
-        for image, place in enumerate(padded, start=chunk.first_image):
-            self.source(image, chunk.first_row, chunk.first_row + rows, values)
-            with_row(np.multiply, values, self.slope, values)
-            copy_pixels(values, place[:, 1:])
-        np.matmul(padded.reshape(-1, c_in), weight, out=planes.reshape(len(weight), -1, self.c_out))
-
-    def _row_above(self, chunk: Chunk, weight: np.ndarray, known: bool) -> None:
-        """What tap 2 gives of the row above the chunk: zero at the top of an image."""
-        if known:  # from the last chunk, which had all the rows that a chunk can have
-            self.above[...] = self.planes[-3:, :, -1:]
-        elif chunk.first_row:
-            before = chunk._replace(images=1, first_row=chunk.first_row - 1, rows=1)
-            self._multiply(before, weight[-3:], self.above[:, :1])
-        else:
-            self.above.fill(0)
-
-    @staticmethod
-    def _add_above(total: np.ndarray, plane: np.ndarray, above: np.ndarray) -> None:
-        """total <- total + what the rows above have in ``plane``, the first of them in ``above``."""
-        np.add(total[:, 1:], plane[:, :-1], out=total[:, 1:])
-        np.add(total[:, :1], above, out=total[:, :1])
+            self.band.load(chunk)
+            for values, place in self.places:
+                np.copyto(place, values)
+            for multiply in self.products:
+                multiply()
+            images, first = slice(chunk.first_image, chunk.first_image + chunk.images), 2 * chunk.first_row
+            up = self.up[images, first : first + 2 * chunk.rows].reshape(chunk.images, chunk.rows, 2, -1)
+            for row, outputs in enumerate(self.outputs):
+                rows = outputs[: chunk.images, : chunk.rows]
+                np.add(rows.reshape(*rows.shape[:2], -1), self.row, out=up[:, :, row])
 
 
 class UpBackward:
@@ -202,25 +169,31 @@ class UpBackward:
         self.work, self.below = work, work.description.below(level)
         self.kernel, self.level = work.description.up_kernel, level
         height, width, c_in = self.below.height, self.below.width, self.below.c_out
-        self.c_out, taps = work.description.widths[level - 1], self.kernel**2
-        row = (width + 1) * (2 * c_in + (taps + 4) * self.c_out) * work.dtype.itemsize
-        budget = up_budget(c_in, taps, self.c_out, work)
+        self.c_out, count = work.description.widths[level - 1], self.kernel**2
+        row = (width + 1) * (2 * c_in + (count + 4) * self.c_out) * work.dtype.itemsize
+        budget = up_budget(c_in, count, self.c_out, work)
         self.pieces = work.cut(height, 1, row, budget)
         images, rows = self.pieces.images, self.pieces.rows
         pixels = images * rows * width
         self.dup = work.arrays[f"dup:{level}"]
         # What tap 2 of the last row and column meets lies outside the image, and is zero.
         self.padded = work.take(images, 2 * rows + 1, 2 * width + 1, self.c_out)
-        self.patches = work.take(pixels * taps * self.c_out)
+        self.patches = work.take(images, rows, width, count, self.c_out)
+        image, row, pixel, item = self.padded.strides
+        shape = (images, rows, width, self.kernel, self.kernel * self.c_out)
+        self.windows = as_strided(self.padded, shape, (image, 2 * row, 2 * pixel, row, item))
         self.dx, self.values = work.take(pixels * c_in), work.take(pixels * c_in)
         self.z, self.relu = work.arrays[f"z:{self.below.conv}"], work.relu(self.below)
-        self.weight_t = work.take(taps, self.c_out, c_in)
-        self.part = work.take(c_in, self.c_out)
+        self.weight_t = work.take(count, self.c_out, c_in)
+        self.together = _divisor(width, SMALL // (count * self.c_out * c_in))  # pixels in a product; 0: all
+        # The gradients of so many taps are taken at a time: of all in a row, if they fit the cache.
+        fit = self.kernel * c_in * self.c_out * work.dtype.itemsize <= UP_BUDGET
+        self.part = work.take(self.kernel if fit else 1, c_in, self.c_out)
         self.sums = ChannelSums(4 * pixels, work.dtype)
         self.target = work.activation_target(self.below, pixels)
 
     def run(self) -> None:
-        k, c_in, c_out, width = self.kernel, self.below.c_out, self.c_out, self.below.width
+        k, c_in, c_out = self.kernel, self.below.c_out, self.c_out
         weight = self.work.arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
         for first in range(0, c_in, TURNED):
             block = slice(first, first + TURNED)
@@ -239,13 +212,14 @@ class UpBackward:
             patches = self._patches(chunk)
             z = self.z[rows_of(chunk)]
             dx, values = carve(self.dx, z.shape), carve(self.values, z.shape)
-            together = _divisor(width, SMALL // (k * k * c_out * c_in)) or len(dx.reshape(-1, c_in))
+            together = self.together or len(dx.reshape(-1, c_in))
             np.matmul(patches.reshape(-1, together, k * k * c_out), weight_t, out=dx.reshape(-1, together, c_in))
             self.relu(z, values)
-            by_tap = patches.reshape(-1, k * k, c_out)
-            for tap in range(k * k):
-                np.matmul(values.reshape(-1, c_in).T, by_tap[:, tap], out=self.part)
-                np.add(dweight[tap], self.part, out=dweight[tap])
+            by_tap = patches.reshape(-1, k * k, c_out).swapaxes(0, 1)
+            for tap in range(0, k * k, len(self.part)):
+                some = slice(tap, tap + len(self.part))
+                np.matmul(values.reshape(-1, c_in).T, by_tap[some], out=self.part)
+                np.add(dweight[some], self.part, out=dweight[some])
             self.target(chunk, dx, values)
         self.target.finish()
         slope = self.work.norms[self.below.conv].input_slope.astype(self.work.dtype)
@@ -262,11 +236,20 @@ class UpBackward:
         )
         if after == last:
             self.padded[:, last - first] = 0
-        image, row, pixel, item = self.padded.strides
-        shape = (n, chunk.rows, width, k, k * self.c_out)
-        patches = carve(self.patches, shape)
-        copy_pixels(as_strided(self.padded, shape, (image, 2 * row, 2 * pixel, row, item)), patches)
+        patches = self.patches[:n, : chunk.rows]
+        copy_pixels(self.windows[:n, : chunk.rows], patches.reshape(n, chunk.rows, width, k, k * self.c_out))
         return patches
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable[[], object]:
+    """out <- a @ b, in parts that OpenBLAS does not pack, unless ``b`` is too large for that."""
+    together = _divisor(len(a), SMALL // b.size) or len(a)
+
+    def parts(matrix: np.ndarray) -> np.ndarray:
+        row, item = matrix.strides
+        return as_strided(matrix, (len(a) // together, together, matrix.shape[1]), (together * row, row, item))
+
+    return partial(np.matmul, parts(a), b, out=parts(out))
 
 
 def _divisor(number: int, limit: int) -> int:

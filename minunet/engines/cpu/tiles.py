@@ -26,6 +26,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minunet.engines.cpu.buffers import Scratch
+from minunet.engines.cpu.chunks import SMALL, VECTOR
 from minunet.engines.cpu.winograd import Matrices
 
 Step = Callable[[], object]  # one prepared call: all its views are made
@@ -72,7 +73,7 @@ class Tiles:
 
     def products(self, planes: np.ndarray, filters: np.ndarray, sums: np.ndarray) -> Step:
         """sums <- planes (36, P, C_in) times filters (36, C_in, C_out), position by position."""
-        return partial(np.matmul, planes, filters, out=sums)
+        return _in_parts(planes, filters, sums)
 
     def output_transform(self, sums: np.ndarray) -> Callable[[np.ndarray], object]:
         """A function of ``out`` (images, tile rows, 4, W * C): out <- A^T y A of each tile's 36 sums."""
@@ -90,7 +91,7 @@ class Tiles:
 
     def filter_gradient(self, planes: np.ndarray, gradients: np.ndarray, dfilters: np.ndarray) -> Step:
         """dfilters (36, C_in, C_out) <- for each position, (C_in, P) times (P, C_out)."""
-        return partial(np.matmul, planes.swapaxes(1, 2), gradients, out=dfilters)
+        return _in_parts(planes.swapaxes(1, 2), gradients, dfilters)
 
     def _both(self, matrix: np.ndarray, band: np.ndarray, planes: np.ndarray, *, first_pixel: int) -> Step:
         """``matrix`` applied down the columns, then along the rows, tile by tile, into the planes."""
@@ -119,6 +120,18 @@ class Tiles:
         shape = (self.images, self.tile_rows, 6, self.columns, 6, planes.shape[2])
         row = self.columns * tile
         return as_strided(planes, shape, (self.tile_rows * row, row, 6 * position, tile, position, item))
+
+
+def _in_parts(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Step:
+    """out <- a @ b; where OpenBLAS would pack the matrices, in blocks of columns that it does not pack."""
+    columns, widest = b.shape[2], SMALL // (a.shape[1] * a.shape[2])
+    count = -(-columns // max(widest, 1))
+    width = -(-columns // count // VECTOR) * VECTOR
+    if count == 1 or not 2 * VECTOR <= width <= widest:
+        return partial(np.matmul, a, b, out=out)
+    blocks = [slice(first, first + width) for first in range(0, columns, width)]
+    parts = [partial(np.matmul, a, b[..., block], out=out[..., block]) for block in blocks]
+    return lambda: [part() for part in parts]
 
 
 def filters_shape(c_in: int, c_out: int) -> tuple[int, ...]:

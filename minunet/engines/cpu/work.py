@@ -11,6 +11,7 @@ from minunet.engines.cpu.bands import (
     ConcatTarget,
     Gradient,
     PooledTarget,
+    ScaledActivation,
     Source,
     Stored,
     Target,
@@ -114,6 +115,11 @@ class Work:
     def activation(self, unit: Unit) -> Activation:
         """The activation of ``unit`` as a source."""
         return Activation(self.arrays[f"z:{unit.conv}"], self.relu(unit))
+
+    def scaled_activation(self, unit: Unit) -> ScaledActivation:
+        """The activation of ``unit`` with its slope, as a source."""
+        slope = ChannelRow(unit.width, unit.c_out, self.scratch, self.dtype)
+        return ScaledActivation(self.arrays[f"z:{unit.conv}"], self.relu(unit), slope)
 
     def source(self, unit: Unit, pixels: int) -> Source:
         """What the convolution of ``unit`` takes up, for bands of so many pixels."""
