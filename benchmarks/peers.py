@@ -78,6 +78,8 @@ class Minunet(Peer):
         why = f" ({self.engine.reason})" if self.engine.reason else ""
         self.version = f"minunet, engine {self.engine.name}{why}, NumPy {np.__version__}"
         self.optimizer = self.engine.optimizer(self.net.parameters(), AdamW({}).lr) if case.training else None
+        if not case.training:
+            self.engine.freeze()  # as minunet.prediction.Predictor does
         self.steps = 0
 
     def step(self) -> None:

@@ -81,6 +81,7 @@ class Predictor:
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
         batch, size = min(max_batch, BATCH), (image_size, image_size)
         built = engines.build(net, SegmentationLoss(), batch, size, device, choice=engine, precision=precision)
+        built.freeze()
         return cls(net, normalization, image_size, flip_average, device, built, batch)
 
     def __enter__(self) -> Self:

@@ -87,6 +87,14 @@ class Engine(PixelPasses):
         """:class:`minunet.optim.WeightEMA`, which see."""
         return WeightEMA(values, max_decay)
 
+    def freeze(self) -> None:
+        """Say that the network will not change any more: predictions may keep what they have made of it.
+
+        An engine that does so moves the network's arrays to memory of its own and makes them read-only, so that nobody
+        changes them unseen: ``net.parameters()`` are other arrays then, with the same values, and no optimizer that
+        was made before has them.
+        """
+
     def close(self) -> None:
         """Give back what the engine holds, such as processes and memory. To close it again does nothing."""
 

@@ -283,6 +283,40 @@ def test_it_sees_what_has_become_of_the_parameters(workers):
         assert max(worst.values()) <= DOUBLE
 
 
+@pytest.mark.parametrize("workers", SIZES)
+def test_a_frozen_network_is_predicted_as_before_whatever_happens_between(workers):
+    case, other = (problem(2, (8, 12), widths=(4, 32), seed=seed, dtype="float64") for seed in (1, 2))
+    kept = case.net.parameters() | case.net.buffers()
+    expected, others = case.net.predict(case.x), other.net.predict(case.x)
+    with engine_for(case, workers=workers) as engine:
+        engine.predict(case.x, other.net)  # whose filters must not stay
+        engine.freeze()
+        assert relative(engine.predict(case.x), expected) <= DOUBLE
+        first = engine.predict(case.x[:1])  # by rows now
+        assert relative(first, expected[:1]) <= DOUBLE
+        assert (
+            max(worst_differences(engine.loss_and_grads(case.x, case.target, KEY), plain(case, LOSS)).values())
+            <= DOUBLE
+        )
+        assert relative(engine.predict(case.x), expected) <= DOUBLE
+        assert relative(engine.predict(case.x, other.net), others) <= DOUBLE
+        assert np.array_equal(engine.predict(case.x[:1]), first)
+    frozen = case.net.parameters() | case.net.buffers()
+    assert {name: array.tobytes() for name, array in kept.items()} == {k: a.tobytes() for k, a in frozen.items()}
+
+
+def test_a_frozen_network_cannot_be_changed_unseen():
+    case, other = (problem(2, (8, 8), widths=(4, 32), seed=seed, dtype="float64") for seed in (1, 2))
+    with engine_for(case) as engine:
+        engine.freeze()
+        engine.predict(case.x)
+        for array in (case.net.parameters() | case.net.buffers()).values():
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+        case.net.head.weight = other.net.head.weight
+        assert relative(engine.predict(case.x), case.net.predict(case.x)) <= DOUBLE
+
+
 @pytest.mark.parametrize(("batch", "size"), [(3, (8, 8)), (2, (4, 12))])
 def test_a_batch_that_the_buffers_cannot_take_is_computed_on_the_plain_path(batch, size):
     case = problem(batch, size, widths=(3, 4))

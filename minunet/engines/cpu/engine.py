@@ -20,9 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from minunet import ops, rng
+from minunet import rng
 from minunet.backend import Array
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
+from minunet.engines.cpu.loss import probabilities
 from minunet.engines.cpu.plan import Description, layout
 from minunet.engines.cpu.program import Program, build
 from minunet.engines.cpu.team import Team, TeamError, usable_size
@@ -82,6 +83,8 @@ class CpuEngine(Engine):
             self.workers_reason = str(error)
             self._team = Team(1, build, arguments, layout(self._description, 1).shared_bytes)
         self._has_optimizer = False
+        self._frozen: Arrays = {}  # the network's arrays, once they are read-only
+        self._kept = False  # whether the filters in the shared memory are those of these arrays
         self._program = cast(Program, self._team.program)
         shared = self._program.shared
         self._net_arrays = {name[4:]: array for name, array in shared.items() if name.startswith("net:")}
@@ -101,6 +104,7 @@ class CpuEngine(Engine):
             return super().loss_and_grads(x, target, key)  # which knows what to refuse
         check_target(target, (*x.shape[:3], self._description.out_channels))
         _take_over(self.net, self._net_arrays)
+        self._kept = False
         batch = len(x)
         steps = self._program.steps_for(True, batch)
         assert steps.loss is not None
@@ -116,19 +120,25 @@ class CpuEngine(Engine):
 
     def logits(self, x: Array, net: UNet | None = None) -> Array:
         """As ``net.forward(x, training=False)[0]``."""
-        if not self._fits(x):
+        net = net or self.net
+        frozen = same_arrays(_arrays(net), self._frozen)
+        if not self._fits(x) or (self._frozen and not frozen):  # whose arrays have the place
             return super().logits(x, net)
-        _take_over(net or self.net, self._predictor)
+        kept = frozen and self._kept
+        if not frozen:
+            _take_over(net, self._predictor)
         arrays = self._program.steps_for(False, len(x)).work.arrays
         arrays["images:"][: len(x)] = x
-        self._team.run(["infer", len(x)])
+        self._team.run(["infer", len(x), kept])
+        self._kept = True
         return arrays["logits:"][: len(x)].copy()
 
     def predict(self, x: Array, net: UNet | None = None) -> Array:
         """As ``net.predict(x)``."""
         if not self._fits(x):
             return super().predict(x, net)
-        return ops.sigmoid_forward(self.logits(x, net))[0]
+        z = self.logits(x, net)
+        return probabilities(z, np.exp(-abs(z)))
 
     def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
         """As the plain path; the engine's own gradients in place."""
@@ -147,8 +157,7 @@ class CpuEngine(Engine):
         if self._has_optimizer or not same_arrays(parameters, mine):
             return BlockAdamW(parameters, lr, **options)
         _take_over(self.net, self._net_arrays)
-        moved = {id(array): self._net_arrays[name] for name, array in mine.items()}
-        vars(self.net).update(vars(map_arrays(self.net, lambda array: moved.get(id(array), array))))
+        _replace(self.net, {name: self._net_arrays[name] for name in mine})
         optimizer = TeamAdamW(self._team, self._program.shared, self.net.parameters(), lr, **options)
         self._has_optimizer = True  # the one whose moments there is room for
         return optimizer
@@ -156,6 +165,17 @@ class CpuEngine(Engine):
     def average(self, values: Arrays, max_decay: float) -> WeightEMA:
         """The average of the weights, block by block."""
         return BlockWeightEMA(values, max_decay)
+
+    def freeze(self) -> None:
+        """As the plain path's. A prediction then neither copies the parameters nor transforms the filters again.
+
+        Networks with other arrays are predicted by the plain path from then on.
+        """
+        _take_over(self.net, self._predictor)
+        _replace(self.net, {name: self._predictor[name].view() for name in _arrays(self.net)})
+        self._frozen, self._kept = _arrays(self.net), False
+        for array in self._frozen.values():
+            array.flags.writeable = False
 
     def close(self) -> None:
         """End the processes."""
@@ -172,8 +192,19 @@ class CpuEngine(Engine):
         )
 
 
+def _arrays(net: UNet) -> Arrays:
+    """All arrays of the network, by name."""
+    return net.parameters() | net.buffers()
+
+
+def _replace(net: UNet, others: Arrays) -> None:
+    """Put ``others`` in the place of the network's arrays with these names."""
+    by_id = {id(array): others[name] for name, array in _arrays(net).items() if name in others}
+    vars(net).update(vars(map_arrays(net, lambda array: by_id.get(id(array), array))))
+
+
 def _take_over(net: UNet, arrays: Arrays) -> None:
     """Copy the network's arrays to where all processes see them, but those that are there already."""
-    for name, array in (net.parameters() | net.buffers()).items():
+    for name, array in _arrays(net).items():
         if array is not arrays[name]:
             arrays[name][...] = array

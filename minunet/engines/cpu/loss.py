@@ -13,6 +13,11 @@ LOSS_BUDGET = 200_000  # bytes of the logits of one chunk
 OVERLAP, PROBABILITY, TARGET, ENTROPY = range(4)  # the sums of an image: of p t, p, t and the cross entropy
 
 
+def probabilities(z: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """The sigmoid of the logits ``z``, from ``e`` = exp(-abs(z)): as :func:`minunet.ops.sigmoid_forward`."""
+    return np.where(z > 0, 1, e) / (1 + e)
+
+
 class LossSums:
     """dlogits <- the probabilities; and the sums of each image."""
 
@@ -29,7 +34,7 @@ class LossSums:
             rows = self.work.in_whole(chunk)
             z, t = self.logits[rows], self.target[rows]
             e = np.exp(-abs(z))
-            p = np.where(z > 0, 1, e) / (1 + e)
+            p = probabilities(z, e)
             self.dlogits[rows] = p
             entropy = np.maximum(z, 0) - t * z + np.log1p(e)
             for kind, values in ((OVERLAP, p * t), (PROBABILITY, p), (TARGET, t), (ENTROPY, entropy)):

@@ -68,11 +68,11 @@ class Steps:
             if isinstance(made, loss.LossGradient):
                 self.loss = made
 
-    def run(self, batch: int) -> None:
-        """All stages, with a barrier behind each."""
+    def run(self, batch: int, first: int = 0) -> None:
+        """The stages from number ``first`` on, with a barrier behind each."""
         work = self.work
         work.begin(batch)
-        for stage, made in self.stages:
+        for stage, made in self.stages[first:]:
             made.run()
             work.member.barrier()
             if work.training and stage.kind in ("conv", "conv_collect"):
@@ -129,7 +129,10 @@ class Program:
                 scratch.allocate()
 
     def run(self, command: list[Any]) -> None:
-        """``["train", batch, key]``, ``["infer", batch]``, or ``["adamw", method of Update, arguments ...]``."""
+        """``["train", batch, key]``, ``["infer", batch, kept]``, or ``["adamw", method of Update, arguments ...]``.
+
+        ``kept``: norms and filters, which the first stage transforms, are those of the last prediction.
+        """
         kind, *rest = command
         if kind == "adamw":
             method, *arguments = rest
@@ -138,15 +141,15 @@ class Program:
         if not self._begun:
             give_back_memory()
             self._begun = True
-        batch, *rest = rest
+        batch, key_or_kept = rest
         steps = self.steps_for(kind == "train", batch)
-        if kind == "train":
-            if steps.masks is not None:
-                steps.masks.key = rng.Key(*rest[0])
-        else:
+        kept = kind == "infer" and key_or_kept
+        if kind == "train" and steps.masks is not None:
+            steps.masks.key = rng.Key(*key_or_kept)
+        if kind == "infer" and not kept:
             for norm in self.norms[False].values():
                 norm.from_running()
-        steps.run(batch)
+        steps.run(batch, first=1 if kept else 0)
 
     def steps_for(self, training: bool, batch: int) -> Steps:
         """By images if that keeps three quarters of the processes busy."""
