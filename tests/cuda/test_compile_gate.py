@@ -131,7 +131,7 @@ def test_a_gradient_of_weights_takes_the_tile_that_fits(precision, available, ro
 
 
 #: (program, precision, kernel, opcode, at most so many instructions): of the loop that is densest in the opcode. A warp
-#: that works by itself takes 8 to 10 cycles for each (docs/engines/gpu.md); compilers differ, so a tenth is left free.
+#: with a role of its own is alone with them (docs/engines/gpu.md); compilers differ, so a tenth is left free.
 LOOPS = [
     ("wgmma_128", "bf16", "convolve", "HGMMA", 275),  # the branches for one, two and three taps together
     ("wgmma_128", "bf16", "convolve", "LDGSTS", 155),  # weights
@@ -150,6 +150,20 @@ def test_loops_have_few_instructions(program, precision, kernel, opcode, most):
         (loop for loop in loops if loop.opcodes[opcode] >= 3), key=lambda loop: loop.opcodes[opcode] / loop.length
     )
     assert hot.length <= most
+
+
+def test_what_the_machine_code_tells_the_scheduler():
+    found = gpu_instructions.instruction(64, "LDS", None, (0b100001 << 11 | 7 << 8 | 2 << 5 | 1 << 4 | 9) << 41 | 123)
+    assert (found.stall, found.raised, found.awaited) == (9, (2,), (0, 5))
+
+
+def test_a_turn_of_a_loop_waits_for_what_it_has_read():
+    read = gpu_instructions.Instruction(0, "LDS", None, 2, raised=(1,), awaited=())
+    use, use_later = (gpu_instructions.Instruction(16, "FADD", None, 4, (), (1,)) for _ in range(2))
+    other = gpu_instructions.Instruction(32, "IMAD", None, 50, (), ())
+    assert gpu_instructions.Loop((read, use)).cycles == 30 + 4
+    assert gpu_instructions.Loop((read, other, use_later)).cycles == 2 + 50 + 4
+    assert gpu_instructions.Loop((use, read)).cycles == 30 + 4  # for what the turn before has read
 
 
 @pytest.mark.skipif(gpu_instructions.disassembler() is None, reason="nvdisasm is not here: pip install '.[kernels]'")

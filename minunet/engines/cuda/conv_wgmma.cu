@@ -16,8 +16,8 @@
 // these run they wait for those of the step before, and say that what they have read is free. The waiting is by named
 // barriers (wgmma.cuh), two for each stage: full, and free. BULK brings the weights by bulk copies (bulk.cuh) instead.
 //
-// A warp that works by itself takes 8 to 10 cycles for an instruction, and a step is as long as the longest of these
-// roles (docs/engines/gpu.md). So each has few: a step is a whole row of taps, nothing is looked up that can be
+// A warp that works by itself has nobody to hide its waiting, and a step is as long as the longest of these roles
+// (docs/engines/gpu.md). So each has few instructions: a step is a whole row of taps, nothing is looked up that can be
 // counted, weights lie in memory as they are read, and all lanes' addresses differ by constants.
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
