@@ -12,9 +12,10 @@
 // cores, and would issue its copies late. So other warps bring the data, to a few stages in turn: one or two the
 // weights, a row of taps at a time (that is a step here), the others the patches. Who fills a stage waits until it is
 // free and copies. That it is full is said one turn later, when the next copies are already under way: to wait at once
-// would leave the memory idle. The multipliers wait until what a step needs is there and issue its products; while
-// these run they wait for those of the step before, and say that what they have read is free. The waiting is by named
-// barriers (wgmma.cuh), two for each stage: full, and free. BULK brings the weights by bulk copies (bulk.cuh) instead.
+// would leave the memory idle. The multipliers wait until what a step needs is there and issue its first
+// products; while these run they wait for those of the step before, say that what they have read is free, and issue the
+// others: who issues waits once some are under way, and would say it late. The waiting is by named barriers
+// (wgmma.cuh), two for each stage: full, and free. BULK brings the weights by bulk copies (bulk.cuh) instead.
 //
 // A warp that works by itself has nobody to hide its waiting, and a step is as long as the longest of these roles
 // (docs/engines/gpu.md). So each has few instructions: a step is a whole row of taps, nothing is looked up that can be
@@ -22,7 +23,7 @@
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
 // cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can (128 bytes a cycle).
-// Counted, for a step: multipliers some 140 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three
+// Counted, for a step: multipliers 145 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three
 // steps. This version has not run on a GPU. The one before it, with a step for each tap and more than twice the
 // instructions, reached 281 TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
@@ -73,14 +74,14 @@ __device__ __forceinline__ int count_steps(const Convolution& c, int parity) {
            (c.direction == UP_GRAD_INPUT ? 2 * c.kernel : axis_of(c.direction, c.kernel, parity / 2).count);
 }
 
-// The products of a step, for COUNT taps, as one group. (Made a group after the branch for COUNT they would be two: the
-// compiler ends each branch's products with a group of its own.)
-template <int COUNT>
-__device__ __forceinline__ void multiply_row(float (&sum)[SQUARES][FRAGMENTS][4], const Matrix (&pixels)[SQUARES],
-                                             Matrix channels) {
+// The products of a row's taps from FIRST on, but for those from END on, as one group. (Made a group after a branch
+// they would be two: the compiler ends each branch's products with a group of its own.)
+template <int FIRST, int END>
+__device__ __forceinline__ void multiply_taps(float (&sum)[SQUARES][FRAGMENTS][4], const Matrix (&pixels)[SQUARES],
+                                              Matrix channels) {
     products_begin();
 #pragma unroll
-    for (int tap = 0; tap < COUNT; ++tap)
+    for (int tap = FIRST; tap < END; ++tap)
 #pragma unroll
         for (int part = 0; part < 4; part += 2)
 #pragma unroll
@@ -206,13 +207,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             const Matrix taps = later(channels, stage * STAGE_BYTES);
             if (BULK) arrival_wait(&arrived[stage], phase);
             else barrier_wait(FULL + stage, MULTIPLIERS + WEIGHT_LOADERS);
-            if (at.columns.count == 3) multiply_row<3>(sum, pixels, taps);
-            else if (at.columns.count == 2) multiply_row<2>(sum, pixels, taps);
-            else multiply_row<1>(sum, pixels, taps);
+            multiply_taps<0, 1>(sum, pixels, taps);
             products_wait<1>();  // those of the step before are over: what they read is free, if there is a use for it
             if (step > 0 && step - 1 + STAGES < steps) barrier_arrive(FREE + before, MULTIPLIERS + WEIGHT_LOADERS);
             if (at.row == 0 && patch > 0 && patch - 1 + PATCHES < patches)
                 barrier_arrive(PATCH_FREE + slot_before, MULTIPLIERS + PATCH_LOADERS);
+            if (at.columns.count == 3) multiply_taps<1, 3>(sum, pixels, taps);
+            else if (at.columns.count == 2) multiply_taps<1, 2>(sum, pixels, taps);
             before = stage;
             if (++stage == STAGES) stage = 0, phase ^= 1;
             at.next(c, tile.parity);

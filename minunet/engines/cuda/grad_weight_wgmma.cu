@@ -26,17 +26,30 @@ constexpr int PATCH_BYTES = PATCH_PARTS * PATCH_PLANE * 16;
 constexpr int STAGE_BYTES = PATCH_BYTES + PIXEL_PARTS * PIXEL_PLANE * 16;
 enum { FULL = 1, FREE = FULL + STAGES };  // the barriers, of the stages
 
-// The products of a tile, as one group: 16 pixels of each row, for COUNT taps side by side.
-template <int COUNT>
-__device__ __forceinline__ void multiply_tile(float (&sum)[TAPS][FRAGMENTS][4], Matrix corner, Matrix channels) {
+// The products of a tile's rows from FIRST on, but for those from END on, as one group: 16 pixels of each row, for
+// COUNT taps side by side.
+template <int COUNT, int FIRST, int END>
+__device__ __forceinline__ void multiply_rows(float (&sum)[TAPS][FRAGMENTS][4], Matrix corner, Matrix channels) {
     products_begin();
 #pragma unroll
-    for (int row = 0; row < ROWS; ++row)
+    for (int row = FIRST; row < END; ++row)
 #pragma unroll
         for (int v = 0; v < COUNT; ++v)
             multiply_group<1>(sum[v], later(corner, (row * PATCH_COLUMNS + v) * 16),
                               later(channels, row * COLUMNS * 16));
     products_commit();
+}
+
+// The same for the taps that there are: a parity class of a transposed convolution may have one row, one column.
+template <int FIRST, int END>
+__device__ __forceinline__ void multiply(const Share& s, int tap_row, float (&sum)[TAPS][FRAGMENTS][4], Matrix corner,
+                                         Matrix channels) {
+    if (TAPS == 3) {
+        multiply_rows<TAPS, FIRST, END>(sum, corner, channels);
+    } else if (tap_row < s.tap_rows) {
+        if (s.tap_columns == TAPS) multiply_rows<TAPS, FIRST, END>(sum, corner, channels);
+        else multiply_rows<1, FIRST, END>(sum, corner, channels);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -96,14 +109,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const int stage = tile % STAGES;
         const Matrix taps = later(corner, stage * STAGE_BYTES), sources = later(channels, stage * STAGE_BYTES);
         barrier_wait(FULL + stage, MULTIPLIERS + LOADERS);
-        if (TAPS == 3) {
-            multiply_tile<TAPS>(sum, taps, sources);
-        } else if (tap_row < s.tap_rows) {  // a parity class of a transposed convolution may have one row, one column
-            if (s.tap_columns == TAPS) multiply_tile<TAPS>(sum, taps, sources);
-            else multiply_tile<1>(sum, taps, sources);
-        }
+        multiply<0, 1>(s, tap_row, sum, taps, sources);
         products_wait<1>();  // those of the tile before are over; its stage will be filled again, if there is a use
         if (tile > 0 && tile - 1 + STAGES < tiles) barrier_arrive(FREE + (tile - 1) % STAGES, MULTIPLIERS + LOADERS);
+        multiply<1, ROWS>(s, tap_row, sum, taps, sources);
     }
     products_wait<0>();
     if (tap_row >= s.tap_rows) return;
