@@ -18,7 +18,7 @@ from minunet import engines, metrics, rng
 from minunet.backend import Array, to_numpy
 from minunet.checkpoint import differences, environment, load_training, save_training, sha256_of_arrays
 from minunet.data.augment import Augmentation
-from minunet.data.batches import Batch, epoch_order, prefetch, prepare_batch
+from minunet.data.batches import Batch, epoch_order, prefetch
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.divergence import first_non_finite
@@ -162,8 +162,9 @@ def predict_slices(
         return to_numpy(p)
 
     batches = prefetch(
-        lambda indices: prepare_batch(slices, statistics, indices, device),
+        lambda indices: engine.prepare_batch(slices, statistics, indices, device),
         _chunks(np.arange(len(slices)), batch_size),
+        engine.ahead,
     )
     return np.concatenate([probabilities(batch) for batch in batches])
 
@@ -187,7 +188,11 @@ def evaluate(
     engine = engine or Engine(net, loss)
     losses, counts = [], []
     order = rng.generator(rng.Key(seed=0, stream=rng.SAMPLE)).permutation(len(slices))
-    batches = prefetch(lambda indices: prepare_batch(slices, statistics, indices, device), _chunks(order, batch_size))
+    batches = prefetch(
+        lambda indices: engine.prepare_batch(slices, statistics, indices, device),
+        _chunks(order, batch_size),
+        engine.ahead,
+    )
     for batch in batches:
         logits = engine.logits(batch.x, net)
         value, _ = loss.forward(logits, batch.target)
@@ -328,7 +333,7 @@ class _Run:
         steps = range(progress.step, len(chunks))
 
         def prepare(step: int) -> Batch:
-            return prepare_batch(
+            return self.engine.prepare_batch(
                 self.train,
                 self.train_statistics,
                 chunks[step],
@@ -336,11 +341,10 @@ class _Run:
                 augmentation=config.augmentation,
                 move_masks=config.augment_masks,
                 key=self._key(step),
-                passes=self.engine,
             )
 
         with _bar(f"epoch {progress.epoch + 1}/{config.epochs}", len(chunks), progress.step, progress_bar) as bar:
-            batches = prefetch(prepare, steps)
+            batches = prefetch(prepare, steps, self.engine.ahead)
             for step, batch in zip(steps, batches, strict=True):
                 try:
                     loss, _ = train_step(

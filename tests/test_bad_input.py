@@ -746,11 +746,11 @@ def _(place):
 @case("28 an image is not finite")
 def _(place):
     happens = """
-    def spoiled(*a, prepare=training.prepare_batch, **o):
+    def spoiled(*a, prepare=type(run.engine).prepare_batch, **o):
         batch = prepare(*a, **o)
         batch.x[1, 2, 3, 0] = float("inf")
         return batch
-    training.prepare_batch = spoiled"""
+    type(run.engine).prepare_batch = spoiled"""
     return Broken(
         place, happens, 3, ("epoch 2, step 1: ", "first in the images of the batch", "the batch was ", "PHANTOM_")
     )

@@ -104,6 +104,13 @@ def test_prefetch_works_in_another_thread_ahead_of_the_consumer():
     assert len(started) <= 4  # the one that was asked for, two ahead, one being submitted
 
 
+def test_prefetch_with_nothing_ahead_works_in_the_consumers_thread_when_it_is_asked():
+    started = []
+    results = prefetch(lambda n: (started.append(n), threading.current_thread())[1], range(3), ahead=0)
+    assert [next(results), next(results)] == [threading.current_thread()] * 2
+    assert started == [0, 1]
+
+
 def test_prefetch_raises_where_the_result_would_have_been():
     results = prefetch(lambda n: 1 // (2 - n), range(5))
     assert [next(results), next(results)] == [0, 1]

@@ -94,11 +94,14 @@ def prefetch(
 ) -> Generator[Result, None, None]:
     """``function(item)`` for each item, in order, worked out by a thread up to ``ahead`` items early.
 
-    An exception of the function is raised where its result would have been.
+    An exception of the function is raised where its result would have been. With ``ahead=0`` there is no thread.
 
     >>> list(prefetch(lambda n: n * n, range(4)))
     [0, 1, 4, 9]
     """
+    if ahead == 0:
+        yield from map(function, items)
+        return
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:

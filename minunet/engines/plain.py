@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from minunet import rng
 from minunet.backend import Array
 from minunet.data.augment import PixelPasses
+from minunet.data.batches import Batch, prepare_batch
+from minunet.data.normalize import VolumeStatistics
+from minunet.data.slices import SliceSet
 from minunet.layers import Arrays
 from minunet.losses import SegmentationLoss
 from minunet.optim import AdamW, WeightEMA, clip_by_global_norm
@@ -46,9 +51,21 @@ class Engine(PixelPasses):
 
     name = "plain"
     reason: str | None = None
+    ahead = (
+        2  # batches that a thread prepares while a step runs; 0: none, each is prepared when the step before is done
+    )
 
     def __init__(self, net: UNet, loss: SegmentationLoss) -> None:
         self.net, self.loss = net, loss
+
+    def prepare_batch(
+        self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, device: str, **options: Any
+    ) -> Batch:
+        """:func:`minunet.data.batches.prepare_batch`.
+
+        If :attr:`ahead` is 0, the batch may lie in the engine's own memory, and holds until the next one.
+        """
+        return prepare_batch(slices, statistics, indices, device, passes=self, **options)
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         """:func:`loss_and_grads` of the network as it is now.

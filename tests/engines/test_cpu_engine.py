@@ -13,6 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minunet import engines, ops
+from minunet.data import phantom
+from minunet.data.augment import PRESETS
+from minunet.data.batches import prepare_batch
+from minunet.data.normalize import Normalization
 from minunet.engines.cpu.engine import CpuEngine, unsupported
 from minunet.layers import map_arrays
 from minunet.losses import SegmentationLoss
@@ -346,6 +350,29 @@ def test_wrong_arguments_are_refused_as_the_plain_path_does():
             engine.loss_and_grads(case.x, 255 * case.target, KEY)
         worst = worst_differences(engine.loss_and_grads(case.x, case.target.astype(bool), KEY), plain(case, LOSS))
     assert worst["loss"] <= 1e-6
+
+
+@pytest.mark.parametrize("workers", SIZES)
+@pytest.mark.parametrize("move_masks", [True, False])
+def test_a_batch_has_the_bits_of_the_plain_path(workers, move_masks):
+    slices, key = phantom.make(patients=2, size=16, seed=1), KEY._replace(image=3)
+    statistics = Normalization("volume").statistics(slices)
+    strong = {"augmentation": PRESETS["strong"], "move_masks": move_masks, "key": key}
+    with CpuEngine(UNet(widths=(2, 3)), LOSS, 5, (16, 16), workers=workers) as engine:
+        for indices in ([0, 30, 7, 7, 2], [9], [3, 1, 2], range(6)):  # the last is more than the buffers can take
+            for options in ({}, strong):
+                wanted = prepare_batch(slices, statistics, np.array(indices), "cpu", **options)
+                batch = engine.prepare_batch(slices, statistics, np.array(indices), "cpu", **options)
+                assert np.array_equal(batch.x, wanted.x)
+                assert np.array_equal(batch.target, wanted.target)
+                assert batch.files == wanted.files
+                assert batch.x.dtype == batch.target.dtype == np.float32
+        with pytest.raises(ValueError, match="key"):
+            engine.prepare_batch(slices, statistics, np.array([0]), "cpu", augmentation=PRESETS["strong"])
+        larger = phantom.make(patients=1, size=32, seed=1)
+        statistics = Normalization("scale").statistics(larger)
+        batch = engine.prepare_batch(larger, statistics, np.array([1]), "cpu")
+        assert np.array_equal(batch.x, prepare_batch(larger, statistics, np.array([1]), "cpu").x)
 
 
 def test_one_value_a_channel_is_refused_as_the_plain_path_does():

@@ -2,15 +2,21 @@
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minunet.data import phantom
+from minunet.data.augment import PRESETS
+from minunet.data.normalize import Normalization
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.losses import SegmentationLoss
+from minunet.unet import UNet
 from tests.command_line import SMALL, command
 from tests.engines.cpu_cases import KEY, problem
 
@@ -74,6 +80,23 @@ def test_500_steps_take_no_more_memory_and_no_more_files_than_50(workers):
     (memory_50, files_50), (memory_500, files_500) = met
     assert 2**20 < memory_500 <= memory_50 + 5 * 2**20
     assert files_500 == files_50
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how other C libraries keep memory is not ours to say")
+def test_a_worker_prepares_batches_in_memory_that_it_has():
+    """Memory that came anew for each image would be some 300 pages, 80 times."""
+    slices = phantom.make(patients=1, size=128, seed=1)
+    statistics = Normalization().statistics(slices)
+    options = {"augmentation": PRESETS["mild"], "key": KEY}
+    with CpuEngine(UNet(widths=(2, 3)), SegmentationLoss(), 8, (128, 128), workers=2) as engine:
+        (worker,) = engine._team._workers._processes.values()
+        met = []
+        for step in range(30):
+            engine.prepare_batch(slices, statistics, np.arange(8), "cpu", **options)
+            if step + 1 in (10, 30):
+                minor_faults = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[7]
+                met.append(int(minor_faults))
+    assert met[1] - met[0] < 1000
 
 
 def training(folder):

@@ -22,6 +22,9 @@ import numpy as np
 
 from minunet import rng
 from minunet.backend import Array
+from minunet.data.batches import Batch
+from minunet.data.normalize import VolumeStatistics
+from minunet.data.slices import SliceSet
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
 from minunet.engines.cpu.loss import probabilities
 from minunet.engines.cpu.plan import Description, layout
@@ -53,6 +56,8 @@ class CpuEngine(Engine):
 
     Raises ValueError if ``workers`` is out of range, and TeamError from any method if a process has died.
     """
+
+    ahead = 0  # a thread that prepares batches would take a core from a process
 
     def __init__(
         self,
@@ -96,6 +101,21 @@ class CpuEngine(Engine):
                 self._grads[f"{unit.conv}.bias"][...] = 0
         processes = "process" if self._team.size == 1 else "processes"
         self.name = f"cpu, {self._team.size} {processes}"
+
+    def prepare_batch(
+        self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, device: str, **options: Any
+    ) -> Batch:
+        """As the plain path. The batch is overwritten by the next call."""
+        prepared, count = self._program.preparation, len(indices)
+        augmentation, key = options.get("augmentation"), options.get("key")
+        fits = 1 <= count <= self.max_batch and slices.images.shape[1:3] == self.image_size
+        if not fits or (augmentation is not None and key is None):
+            return super().prepare_batch(slices, statistics, indices, device, **options)  # which knows what to refuse
+        prepared.slices.images[:count], prepared.slices.masks[:count] = slices.images[indices], slices.masks[indices]
+        of_images = [values.tolist() for values in statistics.take(slices.patient_indices()[indices])]
+        drawn = None if augmentation is None else asdict(augmentation)
+        self._team.run(["prepare", of_images, drawn, options.get("move_masks", True), key])
+        return Batch(prepared.x[:count], prepared.target[:count], tuple(slices.files[i] for i in indices))
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         """As the plain path. The gradients are overwritten by the next call."""

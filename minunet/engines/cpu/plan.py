@@ -310,6 +310,15 @@ def layout(description: Description, processes: int) -> Layout:
     for level, c_out in enumerate(description.widths[:-1], start=1):
         shape = (taps.count(description.up_kernel), description.widths[level], c_out)
         place(f"taps:{level}", shape, dtype)
+    # The batch that is prepared, from slices, which have three channels. It lasts until the next one.
+    pixels = (description.max_batch, description.height, description.width)
+    for name, channels, of in (
+        ("images", 3, np.uint8),
+        ("masks", 1, np.uint8),
+        ("x", 3, "float32"),
+        ("target", 1, "float32"),
+    ):
+        place(f"batch:{name}", (*pixels, channels), np.dtype(of))
     place("loss:", (processes, description.max_batch, 4), np.dtype(np.float64))
     for name, shape in parameters.items():
         place(f"grad:{name}", shape, dtype)

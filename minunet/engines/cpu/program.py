@@ -14,6 +14,7 @@ from minunet.engines.cpu.buffers import ALIGNMENT, Scratch
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.norm import Norm
 from minunet.engines.cpu.plan import Description, Stage, layout
+from minunet.engines.cpu.preparation import Preparation
 from minunet.engines.cpu.work import Work
 from minunet.losses import SegmentationLoss
 
@@ -104,6 +105,7 @@ class Program:
         }
         self._begun = False
         self.update = Update(self.shared, description.parameter_shapes(), member)
+        self.preparation = Preparation(self.shared, member)
         own = own_memory(places.own_bytes)
         plans = {True: description.training_stages(), False: description.forward_stages(training=False)}
         scratch = Scratch()
@@ -129,11 +131,16 @@ class Program:
                 scratch.allocate()
 
     def run(self, command: list[Any]) -> None:
-        """``["train", batch, key]``, ``["infer", batch, kept]``, or ``["adamw", method of Update, arguments ...]``.
+        """A command.
 
-        ``kept``: norms and filters, which the first stage transforms, are those of the last prediction.
+        ``["train", batch, key]``, ``["infer", batch, kept]``, ``["adamw", method of Update, arguments ...]``, or
+        ``["prepare", arguments of Preparation.run ...]``. ``kept``: norms and filters, which the first stage
+        transforms, are those of the last prediction.
         """
         kind, *rest = command
+        if kind == "prepare":
+            self.preparation.run(*rest)
+            return
         if kind == "adamw":
             method, *arguments = rest
             getattr(self.update, method)(*arguments)
