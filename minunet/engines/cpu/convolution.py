@@ -17,7 +17,8 @@ from minunet.engines.cpu.norm import ChannelRow, ChannelSums
 from minunet.engines.cpu.plan import Unit
 from minunet.engines.cpu.work import Work
 
-#: Bytes of one chunk's planes: what fits a second-level cache of 1 MiB beside the rest.
+#: Bytes of one chunk's planes: about what fits a second-level cache of 1 MiB. Twice that for rows: fewer calls are
+#: worth more there.
 ROWS_BUDGET = 2_200_000
 TILES_BUDGET = (1_200_000, 3_000_000)  # at least; at most, and half of what the filters take in between
 #: Bytes of the gradient of the transformed filters that are made at a time.
