@@ -104,7 +104,7 @@ def gpu(monkeypatch, tmp_path):
     def install(behaviour="raise AssertionError", capability="90", mode=0):
         module = ModuleType("cupy")
         device = SimpleNamespace(compute_capability=capability, id=3, attributes={"ComputeMode": mode})
-        module.cuda = SimpleNamespace(Device=lambda: device, runtime=SimpleNamespace(cudaComputeModeExclusiveProcess=3))
+        module.cuda = SimpleNamespace(Device=lambda: device)
         monkeypatch.setitem(sys.modules, "cupy", module)
         code = STAND_IN.format(behaviour=textwrap.indent(textwrap.dedent(behaviour), "    "))
         (tmp_path / "cupy.py").write_text(code)
@@ -184,6 +184,12 @@ def test_the_chosen_kernels_are_made(monkeypatch, found):
     monkeypatch.setattr(choice, "choose", lambda precision: Choice(found))
     monkeypatch.setattr(choice, "CupyKernels", lambda precision, hopper: (precision, hopper))
     assert choice.make(np, "bf16") == ("bf16", found == "wgmma")
+
+
+@pytest.mark.parametrize("name", ["ComputeMode", "MultiProcessorCount", "MaxSharedMemoryPerBlockOptin"])
+def test_cupy_knows_what_a_gpu_is_asked(name):
+    """``Device.attributes`` has them under these names. It needs a GPU; its list of names does not."""
+    assert hasattr(pytest.importorskip("cupy").cuda.runtime, f"cudaDevAttr{name}")
 
 
 @pytest.mark.skipif(gpu_capability() < 80, reason="no GPU that runs the kernels is here")

@@ -23,6 +23,8 @@ from minunet.engines.cuda.specification import SpecificationKernels
 #: How long a trial may take. Most of it is the compiler, the first time: some ten seconds.
 SECONDS = 60
 
+EXCLUSIVE_PROCESS = 3  # the compute mode of a GPU that takes one process at a time, by CUDA's numbers
+
 
 class Choice(NamedTuple):
     """What to launch, and why nothing faster."""
@@ -54,7 +56,7 @@ def _tried(cupy: ModuleType, precision: str) -> Choice:
     try:
         device = cupy.cuda.Device()
         capability, number = int(device.compute_capability), int(device.id)
-        exclusive = device.attributes["ComputeMode"] == cupy.cuda.runtime.cudaComputeModeExclusiveProcess
+        exclusive = device.attributes["ComputeMode"] == EXCLUSIVE_PROCESS
     except Exception as error:  # CuPy raises several types: no driver, no device
         return Choice("row3", f"the GPU does not say what it is ({str(error).partition(chr(10))[0]})")
     if capability < 80:

@@ -28,12 +28,14 @@ CONVOLUTION = {"float32": 1e-4, "tf32": 1e-2, "bf16": 3e-2}
 STEP = {"float32": 1e-4, "tf32": 1e-2, "bf16": 3e-2}
 
 
-def what_is_wrong(precision: str, name: str) -> str | None:
-    """What is wrong with the kernels ("wgmma" or "mma.sync") on the current GPU, or None.
+def what_is_wrong(precision: str, name: str, gpu: int | None = None) -> str | None:
+    """What is wrong with the kernels ("wgmma" or "mma.sync") on the GPU of this number (None: the current), or None.
 
     The specification runs on the CPU: on the GPU its products might be TF32, if the environment says so.
     """
     try:
+        if gpu is not None:
+            importlib.import_module("cupy").cuda.Device(gpu).use()
         kernels, specification = CupyKernels(precision, hopper=name == "wgmma"), SpecificationKernels(np, precision)
         kernels.device.multiprocessors = 1  # a block then has many tiles, as it has in a network of full size
         for what, distance, bounds in (
@@ -140,8 +142,7 @@ def main() -> int:
     parser.add_argument("kernels", choices=("wgmma", "mma.sync"))
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="its number; default 0")
     options = parser.parse_args()
-    importlib.import_module("cupy").cuda.Device(options.gpu).use()
-    wrong = what_is_wrong(options.precision, options.kernels)
+    wrong = what_is_wrong(options.precision, options.kernels, options.gpu)
     if wrong is not None:
         print(wrong)
     return 0 if wrong is None else 1
