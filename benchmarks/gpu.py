@@ -17,7 +17,6 @@ ceilings     what the machine can do: a copy in its memory, large matrix product
 layers       each distinct layer of the network, forward and backward, against PyTorch's
 step         whole training steps against PyTorch eager in both layouts, and compiled; peak memory
 profile      where the time of a step goes, kind of kernel by kind of kernel, beside its floor
-bulk         on Hopper: the convolutions with bulk copies of their weights, which have to prove themselves yet
 reference    a training by examples/train_lgg.py: seconds an epoch, the share of the steps in it, the Dice
 
 A ratio is PyTorch's time over minunet's: above 1 minunet is faster. Both take turns, round by round; the median of the
@@ -51,7 +50,6 @@ PARTS = {
     "layers": 90,
     "step": 230,
     "profile": 30,
-    "bulk": 20,
     "reference": 540,
 }
 

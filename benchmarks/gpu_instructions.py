@@ -144,7 +144,7 @@ def _loops(text: str) -> list[Loop]:
 
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = ["wgmma_128", "wgmma_128_bulk", "wgmma_64", "grad_weight_3x3", "grad_weight_8"]
+    default = ["wgmma_128", "wgmma_64", "grad_weight_3x3", "grad_weight_8"]
     parser.add_argument("programs", nargs="*", default=default, metavar="PROGRAM", help="of programs.py")
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="bf16", help="default bf16")
     parser.add_argument("--architecture", default="sm_90", help="default sm_90")

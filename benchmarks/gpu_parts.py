@@ -390,52 +390,6 @@ def their_step(
     return call
 
 
-# --- Bulk copies ----------------------------------------------------------------------------------------------------
-
-
-def bulk(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
-    """Convolutions whose weights come by bulk copies beside those of the engine: are they the same, are they faster?"""
-    kernels = choice.make(machine.xp, options.precision[0])
-    if not getattr(getattr(kernels, "device", None), "hopper", False):
-        note("bulk copies", "this GPU has none: they need compute capability 9.0")
-        return
-    for precision in options.precision:
-        for name, size, in_channels, out_channels in conv_shapes(options.width, options.size):
-            shape = (options.batch[0], size, in_channels, out_channels)
-            label = f"{precision}, {name}, {size} x {size}, {in_channels} to {out_channels}"
-            note(label, failing(partial(bulk_layer, machine, options, precision, *shape)))
-            machine.free()
-
-
-def bulk_layer(
-    machine: Machine,
-    options: argparse.Namespace,
-    precision: str,
-    n: int,
-    size: int,
-    in_channels: int,
-    out_channels: int,
-) -> dict[str, Any]:
-    draw = np.random.default_rng(0)
-    x = draw.standard_normal((n, size, size, in_channels), dtype=np.float32)
-    weight = machine.put(draw.standard_normal((3, 3, in_channels, out_channels), dtype=np.float32) / 100)
-    results, calls = [], {}
-    for name in ("copies", "bulk copies"):
-        kernels: Any = choice.make(machine.xp, precision)
-        kernels.bulk = name == "bulk copies"
-        images = machine.xp.empty(x.shape, dtype=kernels.dtype)
-        kernels.store(images, machine.put(x))
-        y = machine.xp.empty((n, size, size, out_channels), dtype=kernels.dtype)
-        kernels.prepare_weights({"w": weight})
-        kernels.conv3x3(images, weight, y)
-        results.append(to_numpy(y).tobytes())
-        calls[name] = partial(kernels.conv3x3, images, weight, y)
-    seconds = take_turns(machine, calls, options.rounds, 5)
-    flop = 2 * 9 * n * size * size * in_channels * out_channels
-    rates = {name: flop / statistics.median(times) / 1e12 for name, times in seconds.items()}
-    return {**rates, "ratio": ratio(seconds["bulk copies"], seconds["copies"]), "same bits": results[0] == results[1]}
-
-
 # --- Where a step's time goes ---------------------------------------------------------------------------------------
 
 
@@ -585,6 +539,5 @@ PARTS: dict[str, Callable[[Machine, argparse.Namespace, Callable[[str, Any], Non
     "layers": layers,
     "step": step,
     "profile": profile,
-    "bulk": bulk,
     "reference": reference,
 }

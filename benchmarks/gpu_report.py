@@ -130,22 +130,6 @@ def profile(found: dict[str, Any]) -> Iterator[str]:
             yield from ("", *table(("kernel", "calls", "ms", "floor, ms"), rows))
 
 
-def bulk(found: dict[str, Any]) -> Iterator[str]:
-    rows = [
-        (
-            name,
-            *(f"{entry[how]:.3g}" for how in ("copies", "bulk copies")),
-            f"{entry['ratio'][0]:.2f}",
-            "yes" if entry["same bits"] else "**no**",
-        )
-        if isinstance(entry, dict) and "error" not in entry
-        else (name, str(entry), "", "", "")
-        for name, entry in found.items()
-    ]
-    header = ("convolution, forward", "TFLOP/s, copies", "bulk copies", "times as fast", "same bits")
-    yield from table(header, rows)
-
-
 def reference(found: dict[str, Any]) -> Iterator[str]:
     rows = [(name, f"{value:.3g}" if isinstance(value, float) else f"`{value}`") for name, value in found.items()
             if name not in ("history", "test")]  # fmt: skip
@@ -170,6 +154,5 @@ SECTIONS = {
     "layers": layers,
     "step": step,
     "profile": profile,
-    "bulk": bulk,
     "reference": reference,
 }

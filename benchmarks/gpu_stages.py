@@ -39,11 +39,7 @@ STAGES: dict[str, tuple[Change, ...]] = {
     "all of it": (),
     "no fences": (("wgmma.cuh", FENCE, "#else"),),
     "no 16-byte copies": (("ptx.cuh", COPY, f"if (to == 77) {COPY}"),),
-    "no weights": (
-        ("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),
-        ("conv_wgmma.cu", "if (loader == 0) copy_bulk(", "if (rounded == 77) copy_bulk("),
-        ("conv_wgmma.cu", "at.columns.count * TAP_BYTES);", "0);"),
-    ),
+    "no weights": (("conv_wgmma.cu", WEIGHTS, f"if (rounded == 77) {WEIGHTS}"),),
     "no pixels": (
         ("conv_wgmma.cu", "if (aligned(c)) load_patch", "if (rounded != 77) {} else if (aligned(c)) load_patch"),
     ),
@@ -118,7 +114,7 @@ def milliseconds(cupy: Any, call: Callable[[], Any], calls: int = 10, rounds: in
     return statistics.median(times)
 
 
-def left_out(cupy: Any, precision: str, bulk: bool) -> None:
+def left_out(cupy: Any, precision: str) -> None:
     print("| layer, batch 16 | left out | convolution, ms | TFLOP/s | gradient of the weights, ms | TFLOP/s |")
     print("|---|---|---|---|---|---|")
     original = engine_device.source
@@ -131,7 +127,6 @@ def left_out(cupy: Any, precision: str, bulk: bool) -> None:
             engine_device.source = changed(changes)  # type: ignore[assignment]
             try:
                 kernels = CupyKernels(precision)
-                kernels.bulk = bulk
                 x, y = (cupy.empty(shape, kernels.dtype) for _ in range(2))
                 for array in (x, y):
                     kernels.store(array, cupy.asarray(draw.standard_normal(shape, dtype=np.float32)))
@@ -181,7 +176,6 @@ def wgmma_alone(cupy: Any) -> None:
 def main(arguments: list[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("tf32", "bf16"), default="bf16", help="default bf16")
-    parser.add_argument("--bulk", action="store_true", help="with the weights by bulk copies")
     parser.add_argument("--wgmma", action="store_true", help="time wgmma alone")
     options = parser.parse_args(arguments)
     resolve_device("cuda")
@@ -191,7 +185,7 @@ def main(arguments: list[str]) -> None:
     if options.wgmma:
         wgmma_alone(cupy)
     else:
-        left_out(cupy, options.precision, options.bulk)
+        left_out(cupy, options.precision)
 
 
 if __name__ == "__main__":

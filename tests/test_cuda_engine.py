@@ -438,7 +438,7 @@ def test_a_run_on_the_device_learns_as_on_the_cpu_and_resumes_bit_for_bit(device
     if device.name == "standin":
         assert told.startswith(without_kernels)
     else:
-        assert told == "engine: cuda, float32, kernels\n"
+        assert told == "engine: cuda, float32, mma.sync\n"
     for row, expected in zip(whole.history, on_cpu.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
     stops = iter([False, False, False, True])
@@ -456,7 +456,7 @@ def test_the_main_job_runs_on_the_device_and_reports_its_memory(device, tmp_path
     arguments = ["--image-size", "16", "--epochs", "1", "--device", "cuda", "--quiet", "--output", "run"]
     assert cli.run(main, arguments) == 0
     out = capsys.readouterr().out
-    assert f"engine: cuda, float32, {'row3' if device.name == 'standin' else 'kernels'}" in out
+    assert f"engine: cuda, float32, {'row3' if device.name == 'standin' else 'mma.sync'}" in out
     assert "GPU memory: 0.00 GB at the peak" in out or device.name != "standin"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["gpu_memory_bytes"] == 2**20 or device.name != "standin"

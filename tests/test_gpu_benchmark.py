@@ -22,7 +22,7 @@ def bench(*arguments, cwd):
 
 
 def test_a_dry_run_writes_its_report(tmp_path):
-    names = ["correctness", "sizes", "ceilings", "step", "profile", "bulk"]
+    names = ["correctness", "sizes", "ceilings", "step", "profile"]
     parts = [word for name in names for word in ("--part", name)]
     done = bench("--dry-run", *parts, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,7 @@ def test_wrong_flags_are_refused(arguments, word):
 
 def test_parts_and_their_defaults():
     options = gpu.parse([])
-    assert options.part == ["correctness", "sizes", "ceilings", "layers", "step", "profile", "bulk"]
+    assert options.part == ["correctness", "sizes", "ceilings", "layers", "step", "profile"]
     assert sum(gpu.PARTS[part] for part in options.part) <= 600
     assert (options.batch, options.size, options.precision) == ([16, 32], 224, ["tf32", "bf16"])
     assert gpu.without_parts(["--part", "step", "--part=layers", "--rounds", "3"]) == ["--rounds", "3"]
@@ -136,10 +136,6 @@ RESULTS = {
         },
         "bf16": {"error": "ValueError: no"},
     },
-    "bulk": {
-        "tf32, up1": {"copies": 170.0, "bulk copies": 230.0, "ratio": [1.35, 1.3, 1.4], "same bits": True},
-        "tf32, up2": {"error": "RuntimeError: no"},
-    },
 }
 
 
@@ -161,7 +157,6 @@ def test_the_report_says_what_was_found_and_what_failed():
         "| conv3x3 | 18 | 8.50 | 2.90 |",
         "| conv3x3, 224 pixels | 4 | 2.50 | 0.70 |",
         "bf16: ValueError: no",
-        "| tf32, up1 | 170 | 230 | 1.35 | yes |",
         "RuntimeError: no",
     ):
         assert words in report

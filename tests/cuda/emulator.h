@@ -31,7 +31,6 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
-#include <map>
 #include <random>
 #include <tuple>
 #include <utility>
@@ -87,12 +86,6 @@ struct Meeting {
     unsigned char operands[32][SLOT_BYTES];
 };
 
-struct Arriving {  // an mbarrier
-    int phase = 0, bytes = 0;
-    bool expected = false;
-    std::vector<Copy> copies;
-};
-
 struct Thread;
 struct Named {  // a barrier with a number
     unsigned int count, arrived;
@@ -125,7 +118,6 @@ struct Machine {
     unsigned int count, at_barrier, done;
     int barrier_line;
     Named named[16];
-    std::map<const void*, Arriving> arriving;
     Index3 block, blocks, size;
     unsigned char* dynamic;  // the shared memory that the launch asked for: its end is the end of what may be touched
     size_t dynamic_bytes;
@@ -451,59 +443,6 @@ inline void products_wait(int but_last) {
 
 inline void fence_proxy() { current->unfenced = false; }
 
-// --- bulk copies: the instructions of bulk.cuh ---
-
-// Where a barrier lies in shared memory is its name; what it counts is kept here.
-inline Arriving& arriving(const void* at) {
-    if (!is_shared(at, 8) || reinterpret_cast<uintptr_t>(at) % 8) fail("an mbarrier at a wrong address");
-    auto found = machine.arriving.find(at);
-    if (found == machine.arriving.end()) fail("an mbarrier that was not initialised");
-    return found->second;
-}
-
-inline void arrival_init(const void* at) {
-    if (!is_shared(at, 8)) fail("an mbarrier outside of shared memory");
-    machine.arriving[at] = {};
-}
-
-inline void settle(Arriving& a) {
-    if (a.expected && a.bytes == 0) a.phase ^= 1, a.expected = false;
-}
-
-inline void arrival_expect(const void* at, int bytes) {
-    Arriving& a = arriving(at);
-    if (a.expected) fail("an mbarrier is told twice in one phase what to expect");
-    a.expected = true;
-    a.bytes += bytes;
-    settle(a);
-}
-
-inline void copy_bulk(void* shared, const void* global, int bytes, const void* at) {
-    if (!is_shared(shared, bytes)) fail("cp.async.bulk to an address outside of shared memory");
-    if (bytes <= 0 || (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16)
-        fail("cp.async.bulk of %d bytes, or to or from an address, that is no multiple of 16", bytes);
-    memset(shared, 0xff, bytes);
-    arriving(at).copies.push_back({shared, global, static_cast<unsigned int>(bytes)});
-}
-
-// The data comes while somebody waits for it, now or later, in any order.
-inline void arrival_wait(const void* at, int phase) {
-    for (int turns = 0; arriving(at).phase == phase; ++turns) {
-        if (turns > 100000) fail("deadlock: it waits for an mbarrier whose bytes do not come");
-        Arriving& a = arriving(at);
-        if (!a.copies.empty() && machine.random() % 2) {
-            std::swap(a.copies[machine.random() % a.copies.size()], a.copies.back());
-            const Copy copy = a.copies.back();
-            a.copies.pop_back();
-            memcpy(copy.to, copy.from, copy.bytes);
-            a.bytes -= copy.bytes;
-            settle(a);
-        }
-        make_ready(*current);
-        to_scheduler();
-    }
-}
-
 // --- a launch ---
 
 inline void fiber() {
@@ -537,7 +476,6 @@ inline void run_block() {
     machine.at_barrier = machine.done = 0;
     machine.unfenced = false;
     for (Named& barrier : machine.named) barrier = {};
-    machine.arriving.clear();
     for (unsigned int t = 0; t < machine.count; ++t) {
         Thread& thread = machine.threads[t];
         thread.index = {t, 0, 0};

@@ -12,7 +12,6 @@ import pytest
 from benchmarks import gpu_instructions, gpu_stages
 from minunet.engines.cuda.kernels import Kernels
 from minunet.engines.cuda.programs import (
-    BULK_TILES,
     PRECISIONS,
     PROGRAMS,
     STATIC_BYTES,
@@ -66,7 +65,7 @@ CASES = [
 
 #: The threads of a program for Hopper that share the 65536 registers of a multiprocessor. (The others are in BOUNDS.)
 HOPPER_THREADS = {
-    **{tile.program: tile.blocks * tile.threads for tiles in (WGMMA_TILES, BULK_TILES) for tile in tiles.values()},
+    **{tile.program: tile.blocks * tile.threads for tile in WGMMA_TILES.values()},
     **{summing.program: summing.threads for summing in WGMMA_SUMMING.values()},
 }
 
@@ -97,7 +96,6 @@ def test_with_a_stage_left_out_the_kernels_still_compile(monkeypatch):
     for changes in gpu_stages.STAGES.values():
         monkeypatch.setattr("tests.cuda.nvrtc.source", gpu_stages.changed(changes))
         compile_program("wgmma_128", "bf16", "sm_90")
-        compile_program("wgmma_128_bulk", "bf16", "sm_90")
         compile_program("grad_weight_3x3", "bf16", "sm_90")
 
 
@@ -108,7 +106,7 @@ def test_blocks_fit_into_shared_memory():
     163 KB with 8.0, 99 KB with 8.6, 8.9 and 12.0.
     """
     static = BOUNDS["convolve"][1]
-    for tile in (*TILES.values(), *WGMMA_TILES.values(), *BULK_TILES.values()):
+    for tile in (*TILES.values(), *WGMMA_TILES.values()):
         assert tile.blocks * (tile.shared + static + 1024) <= 227 * 1024
     for tile in TILES.values():
         assert tile.shared + static <= 99 * 1024
@@ -135,7 +133,6 @@ def test_a_gradient_of_weights_takes_the_tile_that_fits(precision, available, ro
 LOOPS = [
     ("wgmma_128", "bf16", "convolve", "HGMMA", 175),  # the branches for two and for three taps together
     ("wgmma_128", "bf16", "convolve", "LDGSTS", 155),  # weights
-    ("wgmma_128_bulk", "bf16", "convolve", "UBLKCP", 255),
     ("grad_weight_3x3", "bf16", "grad_weight", "HGMMA", 130),
     ("grad_weight_8", "tf32", "grad_weight", "HMMA", 106),  # a row of pixels
     ("norm", "bf16", "norm_relu", "F2FP", 45),

@@ -30,9 +30,7 @@ if not DEVICES:
 def make(device: str, precision: str, seed: int = 0) -> Kernels:
     if device.startswith("gpu"):
         return CupyKernels(precision, hopper=device == "gpu")
-    made = EmulatedKernels(precision, seed=seed, hopper=device != "emulator")
-    made.bulk = device == "hopper-bulk"
-    return made
+    return EmulatedKernels(precision, seed=seed, hopper=device != "emulator")
 
 
 @pytest.fixture(
@@ -44,7 +42,7 @@ def kernels(request):
 
 #: Hopper GPUs have convolutions of their own for tf32 and bf16, and of the gradient of the weights for bf16. If those
 #: fail, such a GPU gets what the others have.
-HOPPER = (["hopper", "hopper-bulk"] if COMPILER else []) + (["gpu-mma.sync"] if gpu_capability() == 90 else [])
+HOPPER = (["hopper"] if COMPILER else []) + (["gpu-mma.sync"] if gpu_capability() == 90 else [])
 
 
 @pytest.fixture(

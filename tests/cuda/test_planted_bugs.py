@@ -98,7 +98,6 @@ class Bug:
     message: str  # a part of what is said
     precision: str = "tf32"
     hopper: bool = False
-    bulk: bool = False
 
 
 WRONG = "relative error"
@@ -300,26 +299,6 @@ BUGS = [
         hopper=True,
     ),
     Bug(
-        "who waits for a bulk copy always names the first phase",
-        "conv_wgmma.cu",
-        "arrival_wait(&arrived[stage], phase);",
-        "arrival_wait(&arrived[stage], 0);",
-        convolution,
-        WRONG,
-        hopper=True,
-        bulk=True,
-    ),
-    Bug(
-        "fewer bytes are expected than the bulk copies bring",
-        "conv_wgmma.cu",
-        "arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);",
-        "arrival_expect(&arrived[stage], TAP_BYTES);",
-        convolution,
-        "deadlock: it waits for an mbarrier",
-        hopper=True,
-        bulk=True,
-    ),
-    Bug(
         "a tile's rows are found while a slow warp still copies the tile that had their place before",
         "grad_weight.cu",
         "        copy_wait<0>();\n        __syncthreads();  // the tile is there",
@@ -362,9 +341,7 @@ def test_a_planted_bug_is_caught(bug):
     """The kernel as it stands passes in the same scene, and with the bug fails as expected in some order of threads."""
 
     def kernels(seed: int, patches: Sequence[Patch]) -> EmulatedKernels:
-        made = EmulatedKernels(bug.precision, seed=seed, patches=patches, hopper=bug.hopper)
-        made.bulk = bug.bulk
-        return made
+        return EmulatedKernels(bug.precision, seed=seed, patches=patches, hopper=bug.hopper)
 
     bug.scene(kernels(0, []))
     for seed in SEEDS:

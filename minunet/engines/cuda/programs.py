@@ -26,8 +26,8 @@ def _convolution(warps_m: int, warps_n: int, fragments_n: int) -> Program:
     return Program("conv.cu", ("convolve",), {"WARPS_M": warps_m, "WARPS_N": warps_n, "FRAGMENTS_N": fragments_n})
 
 
-def _wgmma_convolution(fragments: int, bulk: int) -> Program:
-    return Program("conv_wgmma.cu", ("convolve",), {"FRAGMENTS": fragments, "BULK": bulk}, hopper=True)
+def _wgmma_convolution(fragments: int) -> Program:
+    return Program("conv_wgmma.cu", ("convolve",), {"FRAGMENTS": fragments}, hopper=True)
 
 
 def _wgmma_grad_weight(tap_rows: int, taps: int, fragments: int) -> Program:
@@ -40,8 +40,7 @@ PROGRAMS = {
     "conv_128x128": _convolution(2, 2, 8),
     "conv_256x64": _convolution(4, 1, 8),
     "conv_256x32": _convolution(4, 1, 4),
-    **{f"wgmma_{channels}": _wgmma_convolution(channels // 8, bulk=0) for channels in (128, 64, 32)},
-    **{f"wgmma_{channels}_bulk": _wgmma_convolution(channels // 8, bulk=1) for channels in (128, 64, 32)},
+    **{f"wgmma_{channels}": _wgmma_convolution(channels // 8) for channels in (128, 64, 32)},
     **{f"grad_weight_{rows}": Program("grad_weight.cu", ("grad_weight",), {"ROWS": rows}) for rows in (8, 4)},
     "grad_weight_3x3": _wgmma_grad_weight(3, 3, 8),
     "grad_weight_2x2": _wgmma_grad_weight(2, 2, 16),
@@ -96,13 +95,13 @@ def _mma_tile(program: str, pixels: int, channels: int) -> Tile:
     return Tile(program, pixels, channels, 128, max(3 * (patch + channels) * 80, _result_bytes(pixels, channels)))
 
 
-def _wgmma_tile(channels: int, bulk: str) -> Tile:
+def _wgmma_tile(channels: int) -> Tile:
     blocks = 1 if channels == 128 else 2
     threads = 256 + 32 + (32 if channels == 64 else 96)  # multiply, bring weights, bring pixels
     # PATCHES planes of PATCH_PLANE pixels, and STAGES rows of three taps, 64 bytes each: conv_wgmma.cu.
     patches, weights = 3 * 64 * 346, (4 if blocks == 1 else 3) * 3 * 64 * channels
     shared = max(patches + weights, _result_bytes(256, channels))
-    return Tile(f"wgmma_{channels}{bulk}", 256, channels, threads, shared, blocks)
+    return Tile(f"wgmma_{channels}", 256, channels, threads, shared, blocks)
 
 
 def _result_bytes(pixels: int, channels: int) -> int:
@@ -116,9 +115,7 @@ TILES = {
     64: _mma_tile("conv_256x64", 256, 64),
     32: _mma_tile("conv_256x32", 256, 32),
 }
-WGMMA_TILES, BULK_TILES = (
-    {channels: _wgmma_tile(channels, bulk) for channels in (128, 64, 32)} for bulk in ("", "_bulk")
-)
+WGMMA_TILES = {channels: _wgmma_tile(channels) for channels in (128, 64, 32)}
 
 
 @dataclass(frozen=True)
