@@ -51,9 +51,8 @@ class Engine(PixelPasses):
 
     name = "plain"
     reason: str | None = None
-    ahead = (
-        2  # batches that a thread prepares while a step runs; 0: none, each is prepared when the step before is done
-    )
+    #: Batches that a thread prepares while a step runs. With 0 each is prepared when the step before is done.
+    ahead = 2
 
     def __init__(self, net: UNet, loss: SegmentationLoss) -> None:
         self.net, self.loss = net, loss
