@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from minunet.checkpoint import environment
+from minunet.base.environment import environment
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.team import Team, usable_size
 

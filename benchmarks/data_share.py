@@ -3,10 +3,10 @@
     python benchmarks/data_share.py                                        the embedded default
     python benchmarks/data_share.py --data kaggle_3m --preset small        on LGG-MRI
 
-Runs ``minunet.training.fit`` for one epoch, with a clock at the functions it calls. Where a thread prepares batches
-while steps run, their cost is no wait: it is what the thread takes from the step, of the cores and of Python's lock. So
-every second step is taken once more, on the same batch, when the thread has nothing left to do: that is a step by
-itself. What the epoch took longer than so many of these is the share of everything outside of the step: sampling,
+Runs ``minunet.training.loop.fit`` for one epoch, with a clock at the functions it calls. Where a thread prepares
+batches while steps run, their cost is no wait: it is what the thread takes from the step, of the cores and of Python's
+lock. So every second step is taken once more, on the same batch, when the thread has nothing left to do: that is a step
+by itself. What the epoch took longer than so many of these is the share of everything outside of the step: sampling,
 reading, normalising, augmenting, waiting. What comes once a run, and what comes once an epoch after its steps, have
 rows of their own.
 """
@@ -20,31 +20,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minunet import engines, training
-from minunet.checkpoint import environment
+from minunet import engines
+from minunet.base.environment import environment
 from minunet.data import lgg, phantom
 from minunet.data.splits import split_by_patient
-from minunet.presets import PRESETS
-from minunet.unet import UNet
+from minunet.network.unet import UNet
+from minunet.training import loop
+from minunet.training.presets import PRESETS
 
 CLOCKED = ("epoch_order", "train_step", "evaluate", "save_training")
 
 
 class Clock:
-    """Starts and ends of the calls of some functions of ``minunet.training``; of steps by themselves, "alone"."""
+    """Starts and ends of the calls of some functions of ``minunet.training.loop``; of steps by themselves, "alone"."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[tuple[float, float]]] = {name: [] for name in (*CLOCKED, "alone")}
 
     def __enter__(self) -> "Clock":
-        self._before = {name: getattr(training, name) for name in CLOCKED}
+        self._before = {name: getattr(loop, name) for name in CLOCKED}
         for name, function in self._before.items():
-            setattr(training, name, self._clocked(function, name))
+            setattr(loop, name, self._clocked(function, name))
         return self
 
     def __exit__(self, *exception: object) -> None:
         for name, function in self._before.items():
-            setattr(training, name, function)
+            setattr(loop, name, function)
 
     def _clocked(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def clocked(*arguments: Any, **options: Any) -> Any:
@@ -89,17 +90,9 @@ def main(arguments: list[str]) -> None:
     counted = time.perf_counter()
 
     net = UNet(**preset.model, seed=0)
-    with Clock() as clock, tempfile.TemporaryDirectory() as folder:
-        training.fit(
-            net,
-            train,
-            validation,
-            config,
-            normalization=preset.normalization,
-            folder=folder,
-            engine=options.engine,
-            progress_bar=False,
-        )
+    build = engines.build(net, config.loss, config.batch_size, (size, size), choice=options.engine)
+    with Clock() as clock, tempfile.TemporaryDirectory() as folder, build as engine:
+        loop.fit(engine, loop.TrainingData(train, validation, preset.normalization), config, folder, progress_bar=False)
     steps, alone = (len(clock.calls[name]) for name in ("train_step", "alone"))
     epoch = clock.calls["train_step"][-1][1] - clock.calls["epoch_order"][0][0]
     epoch -= sum(end - begun for begun, end in clock.calls["alone"] if end < clock.calls["train_step"][-1][1])

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minunet.checkpoint import environment
-from minunet.optim import AdamW
+from minunet.base.environment import environment
+from minunet.training.optim import AdamW
 
 COUNT = 20_000  # parameters
 REPEATS = 301

@@ -17,12 +17,12 @@ import argparse
 
 import numpy as np
 
-from minunet import metrics
+from minunet.base.rng import Key
 from minunet.data import lgg, phantom
 from minunet.data.augment import PRESETS, augment
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_slice
-from minunet.rng import Key
+from minunet.training import metrics
 
 
 def unmoved_mask_dice(slices: SliceSet, augmentation: str) -> float:

@@ -38,9 +38,9 @@ if str(ROOT) not in sys.path:  # as a script, also where minunet is not installe
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_report  # noqa: E402
-from minunet import cli  # noqa: E402
-from minunet.durable import json_text, write_text  # noqa: E402
-from minunet.errors import UserError  # noqa: E402
+from minunet.base import cli  # noqa: E402
+from minunet.base.durable import json_text, write_text  # noqa: E402
+from minunet.base.errors import UserError  # noqa: E402
 
 #: The parts in their order, with their time limits in seconds: ten minutes together.
 PARTS = {

@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, also where minunet is not installed
     sys.path.insert(0, str(ROOT))
 
-from minunet import cli  # noqa: E402
+from minunet.base import cli  # noqa: E402
+from minunet.base.errors import UserError  # noqa: E402
 from minunet.engines.cuda.programs import PROGRAMS  # noqa: E402
-from minunet.errors import UserError  # noqa: E402
-from tests.cuda import nvrtc  # noqa: E402
+from tests.engines.cuda import nvrtc  # noqa: E402
 
 #: Address, opcode, and the rest with the lower half of the encoding; the upper half is on the next line.
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)(.*);\s+/\* 0x[0-9a-f]{16} \*/")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import Array, resolve_device, to_device
+from minunet.base.backend import Array, resolve_device, to_device
 
 
 class Machine:

@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minunet import cli  # noqa: E402
-from minunet.backend import Array  # noqa: E402
+from minunet.base import cli  # noqa: E402
+from minunet.base.backend import Array  # noqa: E402
+from minunet.base.rng import Key  # noqa: E402
 from minunet.engines.cuda.engine import CudaEngine  # noqa: E402
 from minunet.engines.cuda.specification import SpecificationKernels  # noqa: E402
-from minunet.losses import SegmentationLoss  # noqa: E402
-from minunet.rng import Key  # noqa: E402
-from minunet.unet import UNet  # noqa: E402
+from minunet.network.loss import SegmentationLoss  # noqa: E402
+from minunet.network.unet import UNet  # noqa: E402
 
 CONVOLUTIONS = {"conv3x3", "conv3x3_grad_input", "conv3x3_grad_weight"}
 TRANSPOSED = {"conv_transpose", "conv_transpose_grad_input", "conv_transpose_grad_weight"}

@@ -23,18 +23,20 @@ import numpy as np
 from benchmarks import gpu_model, gpu_sizes
 from benchmarks.gpu_machine import Machine, failing, ratio, take_turns
 from benchmarks.gpu_sizes import conv_shapes
-from minunet import engines, training
-from minunet.backend import Array, to_numpy
-from minunet.durable import json_text, write_text
+from minunet import engines
+from minunet.base.backend import Array, to_numpy
+from minunet.base.durable import json_text, write_text
+from minunet.base.rng import Key
 from minunet.engines.cuda import choice
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.layers import map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW
-from minunet.rng import Key
+from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 from minunet.summary import summary
-from minunet.unet import UNet
+from minunet.training import loop
+from minunet.training.optim import AdamW
+from minunet.training.step import loss_and_grads, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSS = SegmentationLoss()
@@ -60,7 +62,12 @@ def run(part: str, options: argparse.Namespace, folder: Path) -> None:
 
 # --- Correctness ----------------------------------------------------------------------------------------------------
 
-TESTS = ("tests/test_devices.py", "tests/test_cuda_engine.py", "tests/test_backend.py", "tests/cuda")
+TESTS = (
+    "tests/test_devices.py",
+    "tests/engines/cuda/test_engine.py",
+    "tests/base/test_backend.py",
+    "tests/engines/cuda",
+)
 
 
 def correctness(machine: Machine, options: argparse.Namespace, note: Callable[[str, Any], None]) -> None:
@@ -96,7 +103,7 @@ def against_float64(machine: Machine, precision: str, widths: tuple[int, ...], s
     x = draw.standard_normal((4, size, size, 3), dtype=np.float32)
     target = (draw.random((4, size, size, 1)) < 0.2).astype(np.float32)
     exact = map_arrays(host, lambda array: array.astype("float64"))
-    value, grads, _ = training.loss_and_grads(exact, x.astype("float64"), target.astype("float64"), LOSS, Key(0))
+    value, grads, _ = loss_and_grads(exact, x.astype("float64"), target.astype("float64"), LOSS, Key(0))
     probabilities = exact.predict(x.astype("float64"))
 
     weights = []
@@ -108,7 +115,7 @@ def against_float64(machine: Machine, precision: str, widths: tuple[int, ...], s
             distance = float(np.abs(to_numpy(engine.predict(machine.put(x))) - probabilities).max())
             optimizer = engine.optimizer(net.parameters(), 1e-3)
             for step in range(3):
-                training.train_step(
+                train_step(
                     net,
                     optimizer,
                     machine.put(x),
@@ -339,7 +346,7 @@ def our_step(
 
     def call() -> None:
         key = Key(0, step=next(steps))
-        training.train_step(net, optimizer, images, masks, LOSS, key, lr=1e-4, engine=engine)
+        train_step(net, optimizer, images, masks, LOSS, key, lr=1e-4, engine=engine)
 
     return f"minunet, {engine.name}", call
 
@@ -467,7 +474,7 @@ def profile_step(
             names = []
             machine.synchronize()
             started = time.perf_counter()
-            training.train_step(net, optimizer, x, target, LOSS, Key(0, step=step), lr=1e-4, engine=engine)
+            train_step(net, optimizer, x, target, LOSS, Key(0, step=step), lr=1e-4, engine=engine)
             machine.synchronize()
             walls.append(1e3 * (time.perf_counter() - started))
             names = [(name, arrays) for name, arrays, _, _ in watch.calls]
@@ -492,7 +499,7 @@ def reference(machine: Machine, options: argparse.Namespace, note: Callable[[str
     import runpy
 
     spent = {"steps": 0.0, "images": 0, "epochs": 0.0}
-    one_step, one_epoch = training.train_step, training._Run.train_epoch
+    one_step, one_epoch = loop.train_step, loop._Run.train_epoch
 
     def timed_step(net: UNet, optimizer: AdamW, x: Array, *rest: Any, **named: Any) -> Any:
         started = time.perf_counter()
@@ -507,7 +514,7 @@ def reference(machine: Machine, options: argparse.Namespace, note: Callable[[str
         spent["epochs"] += time.perf_counter() - started
         return result
 
-    training.train_step, training._Run.train_epoch = timed_step, timed_epoch  # type: ignore[method-assign]
+    loop.train_step, loop._Run.train_epoch = timed_step, timed_epoch  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
         preset = "quick" if options.dry_run else options.preset

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.gpu_machine import Machine, failing
 from minunet import engines
-from minunet.backend import Array, to_numpy
+from minunet.base.backend import Array, to_numpy
+from minunet.base.rng import Key
 from minunet.engines.cuda import choice
 from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.layers import map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.rng import Key
-from minunet.unet import UNet
+from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 
 #: The largest distance from the truth, over its length: of a convolution's results, and of all gradients as one vector.
 #: A ReLU whose input lies within rounding of 0 may flip, which is why the second is not rounding alone.

@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, also where minunet is not installed
     sys.path.insert(0, str(ROOT))
 
-from minunet import cli  # noqa: E402
-from minunet.backend import resolve_device  # noqa: E402
+from minunet.base import cli  # noqa: E402
+from minunet.base.backend import resolve_device  # noqa: E402
+from minunet.base.errors import UserError  # noqa: E402
 from minunet.engines.cuda import device as engine_device  # noqa: E402
 from minunet.engines.cuda.kernels import CupyKernels  # noqa: E402
-from minunet.errors import UserError  # noqa: E402
 
 #: (file, text, what stands in its place). The compiler must not see that a stage is never run: `rounded` is 0 or 1.
 Change = tuple[str, str, str]

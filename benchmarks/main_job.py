@@ -18,7 +18,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from minunet.checkpoint import environment
+from minunet.base.environment import environment
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_lgg.py"
 

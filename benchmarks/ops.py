@@ -30,10 +30,10 @@ import numpy as np
 from train_step import CASES, machine, on_cores
 
 from minunet import ops
+from minunet.base.rng import Key
 from minunet.engines.cpu.engine import CpuEngine
-from minunet.losses import SegmentationLoss
-from minunet.rng import Key
-from minunet.unet import UNet
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 Times = dict[str, list[float]]  # by operation: seconds forward and backward

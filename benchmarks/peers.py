@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.bridge import from_torch_names, to_torch_names
-from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW
-from minunet.rng import Key
-from minunet.unet import UNet
+from minunet.base.rng import Key
+from minunet.network.bridge import from_torch_names, to_torch_names
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.optim import AdamW
 
 
 class Case(NamedTuple):
@@ -79,7 +79,7 @@ class Minunet(Peer):
         self.version = f"minunet, engine {self.engine.name}{why}, NumPy {np.__version__}"
         self.optimizer = self.engine.optimizer(self.net.parameters(), AdamW({}).lr) if case.training else None
         if not case.training:
-            self.engine.freeze()  # as minunet.prediction.Predictor does
+            self.engine.freeze()  # as minunet.results.prediction.Predictor does
         self.steps = 0
 
     def step(self) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from minunet import rng
+from minunet.base import rng
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.engines.cpu.plan import Unit
-from minunet.losses import SegmentationLoss
-from minunet.unet import UNet
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 
 STEPS = 6
 

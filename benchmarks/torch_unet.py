@@ -1,11 +1,11 @@
-"""minunet's U-Net as one would write it in PyTorch. Its submodules are named as minunet.bridge expects."""
+"""minunet's U-Net as one would write it in PyTorch. Its submodules are named as minunet.network.bridge expects."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minunet.rng import DROPOUT, Key, random_uint16
+from minunet.base.rng import DROPOUT, Key, random_uint16
 
 
 class DoubleConv(nn.Module):

@@ -12,9 +12,9 @@ import sys
 from minunet import AdamW, SegmentationLoss, UNet
 from minunet.data import phantom
 from minunet.data.normalize import Normalization, apply
-from minunet.metrics import count, dice
-from minunet.plots import plot_predictions
-from minunet.training import update_running_stats
+from minunet.results.plots import plot_predictions
+from minunet.training.metrics import count, dice
+from minunet.training.step import update_running_stats
 
 # ---- The data: of a synthetic head the slice that shows most of its tumour ------------------------------------------
 

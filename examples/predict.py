@@ -12,11 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from minunet import cli, engines
+from minunet import engines
+from minunet.base import cli
+from minunet.base.errors import UserError
 from minunet.data.lgg import read_image, shown
-from minunet.errors import UserError
-from minunet.plots import display_image, overlay
-from minunet.prediction import Predictor, find_volumes, resize_probabilities, write_png
+from minunet.results.plots import display_image, overlay
+from minunet.results.prediction import Predictor, find_volumes, resize_probabilities, write_png
 
 
 def main(arguments: list[str]) -> None:

@@ -17,100 +17,134 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from minunet import UNet, cli, engines, memory, training
-from minunet.backend import to_device
-from minunet.checkpoint import environment, load_net
+from minunet import UNet, engines
+from minunet.base import cli
+from minunet.base.backend import gpu_pool_bytes, to_device
+from minunet.base.durable import json_text, write_text
+from minunet.base.environment import environment
+from minunet.base.errors import UserError
+from minunet.base.run_folder import next_free_folder, run_folder
+from minunet.base.signals import StopRequest
 from minunet.data import lgg, phantom, verify
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_patient, split_by_slice
-from minunet.durable import json_text, write_text
-from minunet.errors import UserError
-from minunet.layers import map_arrays
-from minunet.presets import PRESETS, Preset
-from minunet.report import write_curves, write_samples, write_test
+from minunet.engines import memory
+from minunet.network.layers import map_arrays
+from minunet.results.report import write_curves, write_samples, write_test
 from minunet.summary import summary
+from minunet.training.checkpoint import load_net
+from minunet.training.evaluation import predict_slices
+from minunet.training.loop import Hooks, TrainingData, check_batches, fit
+from minunet.training.presets import PRESETS, Preset
+from minunet.training.step import Engine
 
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     device = cli.announce_device(options.device)
     preset = choose_preset(options, device)
-    train, validation, test = read_data(options, preset)
-    print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
-
-    net = UNet(**preset.model, seed=options.seed)
-    training.check_batches(net, train, preset.training)
-    size = summary(net, preset.image_size, preset.image_size)
-    print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
-    net = map_arrays(net, lambda array: to_device(array, device))
-    plain = engines.unsupported(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
-    needed = engines.step_bytes(device, options.engine if plain is None else "plain", options.precision)
-    preprocessing = {
-        "image_size": preset.image_size,
-        "normalization": preset.normalization.to_dict(),
-        "flip_average": preset.flip_average,
-    }
-    with cli.run_folder(options.output, resume=options.resume is not None) as folder:
+    parts = read_data(options, preset)
+    net = make_network(preset, options.seed, parts.train, device)
+    needed = step_bytes(net, preset, device, options)
+    with run_folder(options.output, resume=options.resume is not None) as folder:
         if options.resume is None:
-            parts = {"train": train, "validation": validation, "test": test}
-            patients = {name: part.patient_names() for name, part in parts.items()}
-            settings = {"options": settings_of(options), "model": net.config, "training": asdict(preset.training)}
-            config = {**settings, "preprocessing": preprocessing, "patients": patients, "environment": environment()}
-            write_text(folder / "config.json", json_text(config))
-            write_samples(folder, train, preset.training, preset.normalization)
-        with cli.StopRequest() as stop, explained(preset, net, needed):
-            progress = training.fit(
-                net,
-                train,
-                validation,
+            write_start(folder, options, preset, net, parts)
+        with StopRequest() as stop, explained(preset, net, needed), build(net, preset, device, options) as engine:
+            if options.engine == "auto":
+                print(f"engine: {engine.description}", flush=True)
+            progress = fit(
+                engine,
+                TrainingData(parts.train, parts.validation, preset.normalization),
                 preset.training,
-                normalization=preset.normalization,
-                folder=folder,
-                device=device,
-                engine=options.engine,
-                precision=options.precision,
+                folder,
                 resume=options.resume is not None,
-                metadata={"preprocessing": preprocessing},
-                should_stop=lambda: stop.requested,
+                metadata={"preprocessing": preprocessing(preset)},
+                hooks=Hooks(should_stop=lambda: stop.requested),
                 progress_bar=not options.quiet,
             )
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-            print(f"stopped in epoch {progress.epoch + 1}; go on with: {again}")
+            print(f"stopped in epoch {progress.epoch_number}; go on with: {again}")
         stop.exit_if_requested()
-
         write_curves(folder, progress.history, progress.best_epoch)
-        checkpoint = folder / f"{preset.keep}.npz"
-        probabilities = predict(checkpoint, test, preset, device, options)
-        extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": options.split}
-        if (held := memory.gpu_pool_bytes(net)) is not None:
-            extra["gpu_memory_bytes"] = held
-            print(f"GPU memory: {held / 1e9:.2f} GB at the peak")
-        print(write_test(folder, test, probabilities, preset.normalization, **extra))
-        print(
-            f"everything lies in {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
-        )
+        test(folder, parts.test, preset, device, options)
+        print(f"everything lies in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.name[0] != '.'))}")
 
 
-def predict(checkpoint: Path, slices: SliceSet, preset: Preset, device: str, options: argparse.Namespace) -> np.ndarray:
-    """The probabilities (S, H, W, 1) that the network in ``checkpoint`` gives for ``slices``."""
+class Parts(NamedTuple):
+    """The slices to train, validate and test on."""
+
+    train: SliceSet
+    validation: SliceSet
+    test: SliceSet
+
+
+def make_network(preset: Preset, seed: int, train: SliceSet, device: str) -> UNet:
+    """The network of the preset, on ``device``."""
+    net = UNet(**preset.model, seed=seed)
+    check_batches(net, train, preset.training)
+    size = summary(net, preset.image_size, preset.image_size)
+    print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
+    on_device: UNet = map_arrays(net, lambda array: to_device(array, device))
+    return on_device
+
+
+def build(net: UNet, preset: Preset, device: str, options: argparse.Namespace) -> Engine:
+    """The engine for ``net`` that the options ask for."""
+    return engines.build(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
+
+
+def step_bytes(net: UNet, preset: Preset, device: str, options: argparse.Namespace) -> memory.StepBytes:
+    """How much memory a step of that engine needs. Raises UserError if it cannot be had: before anything is written."""
+    plain = engines.unsupported(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
+    return engines.step_bytes(device, options.engine if plain is None else "plain", options.precision)
+
+
+def preprocessing(preset: Preset) -> dict[str, Any]:
+    """How the images are prepared: what a prediction finds in the checkpoint."""
+    return {
+        "image_size": preset.image_size,
+        "normalization": preset.normalization.to_dict(),
+        "flip_average": preset.flip_average,
+    }
+
+
+def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> None:
+    """config.json and the picture of the samples."""
+    config = {
+        "options": settings_of(options),
+        "model": net.config,
+        "training": asdict(preset.training),
+        "preprocessing": preprocessing(preset),
+        "patients": {name: part.patient_names() for name, part in parts._asdict().items()},
+        "environment": environment(),
+    }
+    write_text(folder / "config.json", json_text(config))
+    write_samples(folder, parts.train, preset.training, preset.normalization)
+
+
+def test(folder: Path, slices: SliceSet, preset: Preset, device: str, options: argparse.Namespace) -> None:
+    """Test the checkpoint that the preset keeps, and write and print the table."""
+    checkpoint = folder / f"{preset.keep}.npz"
     kept, _ = load_net(checkpoint)
     kept = map_arrays(kept, lambda array: to_device(array, device))
-    with engines.build(kept, preset.training.loss, *sizes(preset), device, options.engine, options.precision) as engine:
-        return training.predict_slices(
+    with build(kept, preset, device, options) as engine:
+        probabilities = predict_slices(
             kept,
             slices,
             preset.normalization,
-            device=device,
             batch_size=preset.training.batch_size,
             flip_average=preset.flip_average,
             engine=engine,
         )
+    extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": options.split}
+    if device == "cuda":
+        extra["gpu_memory_bytes"] = gpu_pool_bytes()
+        print(f"GPU memory: {extra['gpu_memory_bytes'] / 1e9:.2f} GB at the peak")
+    print(write_test(folder, slices, probabilities, preset.normalization, **extra))
 
 
 def sizes(preset: Preset) -> tuple[int, tuple[int, int]]:
@@ -166,7 +200,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.fold = given.fold or 0
     options.seed = given.seed or 0
     options.allow_missing = bool(given.allow_missing)
-    options.output = given.output or cli.next_free_folder("runs", options.preset)
+    options.output = given.output or next_free_folder("runs", options.preset)
     return options
 
 
@@ -229,8 +263,8 @@ def choose_preset(options: argparse.Namespace, device: str) -> Preset:
     return replace(preset, image_size=image_size, training=replace(preset.training, **changes))
 
 
-def read_data(options: argparse.Namespace, preset: Preset) -> tuple[SliceSet, SliceSet, SliceSet]:
-    """The slices to train, validate and test on."""
+def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
+    """The slices, read or drawn, and split."""
     if options.data is None:
         print("data: no --data given, so synthetic patients are drawn (the phantom)")
         slices = phantom.make(size=preset.image_size, seed=0)
@@ -242,11 +276,12 @@ def read_data(options: argparse.Namespace, preset: Preset) -> tuple[SliceSet, Sl
         print(verify.inspect(slices), flush=True)
     if options.split == "slice":
         print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")
-        parts = split_by_slice(len(slices), options.seed)
+        indices = split_by_slice(len(slices), options.seed)
     else:
-        parts = split_by_patient(slices.patients, options.fold)
-    train, validation, test = (slices.subset(indices) for indices in parts)
-    return train, validation, test
+        indices = split_by_patient(slices.patients, options.fold)
+    train, validation, test = (slices.subset(part) for part in indices)
+    print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
+    return Parts(train, validation, test)
 
 
 def describe(slices: SliceSet) -> str:

@@ -1,20 +1,24 @@
 """minunet: a U-Net from scratch, with every gradient derived by hand, in Python on NumPy and CuPy.
 
-Read it in this order:
+Three floors. You can stop at any of them and have seen something whole. Read them in this order:
 
-1. ``minunet.ops``: the mathematics. One op a file, forward followed by its backward. Begin with ``relu``, then
-   ``conv2d``.
-2. ``minunet.losses``, ``minunet.optim``: what is made small, and how.
-3. ``minunet.layers``, ``minunet.blocks``, ``minunet.unet``: the network.
-4. ``minunet.data``, ``minunet.training``: the work.
-5. ``minunet.gradcheck``, ``minunet.metrics``: why to believe it.
+1. ``minunet.ops``, the mathematics: one op a file, its forward pass followed at once by its hand-derived backward pass.
+2. ``minunet.network``, the network: layers own arrays and call ops; the U goes down, across and up, and back.
+3. ``minunet.data`` and ``minunet.training``, the work: slices become batches, a step changes weights, a run repeats it.
 
-docs/tour.md walks through the same rooms with more words.
+``minunet.gradcheck`` is the reason to believe the gradients. Beside the floors:
+
+- ``minunet.base``, underneath: arrays on a device, random numbers, files, errors, command lines; it knows no network.
+- ``minunet.engines``, the speed: the same step on the cores of a processor and on a GPU. Nobody has to read them.
+- ``minunet.results``, what people look at: pictures, the report of a run, masks for new images.
+- ``minunet.exercises``, for practice: backward passes to write, planted bugs to find.
+
+docs/tour.md walks through the same rooms file by file.
 """
 
-from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW
-from minunet.unet import UNet
+from minunet.base.version import __version__
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.optim import AdamW
 
-__version__ = "0.1.0"
 __all__ = ["AdamW", "SegmentationLoss", "UNet", "__version__"]

@@ -50,13 +50,14 @@ from typing import Any
 
 import numpy as np
 
-from minunet import losses, ops
-from minunet.backend import Array, array_module
-from minunet.blocks import DoubleConv
-from minunet.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.rng import Key
-from minunet.unet import UNet
+from minunet import ops
+from minunet.base.backend import Array, array_module
+from minunet.base.rng import Key
+from minunet.network import loss as network_loss
+from minunet.network.blocks import DoubleConv
+from minunet.network.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 
 #: Error below which a complex-step check passes: a few thousand rounding errors of float64 (2e-16 each).
 TOLERANCE = 1e-12
@@ -454,7 +455,7 @@ def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
         return rng.standard_normal((size, size, 3, 2))
 
     def op(name: str, inputs: dict[str, Any], **options: Any) -> Callable[[str], Report]:
-        module = ops if hasattr(ops, f"{name}_forward") else losses
+        module = ops if hasattr(ops, f"{name}_forward") else network_loss
         forward, backward = getattr(module, f"{name}_forward"), getattr(module, f"{name}_backward")
         return lambda method: check_op(forward, backward, inputs, method=method, **options)
 
@@ -489,8 +490,8 @@ def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
             "concat": op("concat", {"up": images(3), "skip": images(2)}),
         },
         "loss": {
-            "dice, over the batch": op("dice_loss", {"probabilities": probabilities}, target=target),
-            "dice, over each image": op("dice_loss", {"probabilities": probabilities}, target=target, over="image"),
+            "dice_loss, over the batch": op("dice_loss", {"probabilities": probabilities}, target=target),
+            "dice_loss, over each image": op("dice_loss", {"probabilities": probabilities}, target=target, over="image"),
             "bce_with_logits": op("bce_with_logits", {"logits": logits}, target=target),
             "segmentation: dice + bce": op("segmentation_loss", {"logits": logits}, target=target),
         },

@@ -2,8 +2,8 @@
 
     python -m minunet.summary --widths 64,128,256,512,1024 --size 224
 
-:func:`summary` walks through a :class:`~minunet.unet.UNet` as its ``forward`` does, with the shape of the array in
-its hand instead of the array, and asks each layer that it meets for its weights.
+:func:`summary` walks through a :class:`~minunet.network.unet.UNet` as its ``forward`` does, with the shape of the array
+in its hand instead of the array, and asks each layer that it meets for its weights.
 
 **FLOPs** are those of the forward pass, a multiplication with its addition counted as 2, and only of convolutions
 and transposed convolutions: all the rest (biases, batch norm, ReLU, pooling, dropout) is less than 1 % of the
@@ -36,13 +36,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet import cli
-from minunet.blocks import DoubleConv
-from minunet.errors import UserError
-from minunet.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Layer
+from minunet.base import cli
+from minunet.base.errors import UserError
+from minunet.network.blocks import DoubleConv
+from minunet.network.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Layer
+from minunet.network.unet import UNet
 from minunet.ops.conv2d import output_size
 from minunet.ops.conv_transpose2d import transposed_size
-from minunet.unet import UNet
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from minunet.checkpoint import load, sha256_of_arrays
+from minunet.base.archive import load, sha256_of_arrays
 from minunet.data import phantom
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

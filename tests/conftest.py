@@ -12,7 +12,8 @@ from tests.implementations import IMPLEMENTATIONS
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
-# For tests.mutation and tests.defects: thousands of short runs, whose failures nobody reads in their smallest form.
+# For tests.tools.mutation and tests.tools.defects: thousands of short runs, whose failures nobody reads in their
+# smallest form.
 settings.register_profile(
     "mutation",
     max_examples=8,

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from minunet import losses, ops
+from minunet import ops
+from minunet.network import loss
 from tests import strict_cupy
 
 
 def plain(name: str) -> Callable:
     """The readable function called ``name``, such as ``conv2d_forward``."""
-    return getattr(ops, name, None) or getattr(losses, name)
+    return getattr(ops, name, None) or getattr(loss, name)
 
 
 @dataclass(frozen=True)

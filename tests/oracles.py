@@ -1,7 +1,7 @@
 """The definitions of the ops and losses, one number at a time: slow, and too plain to be wrong in the same way.
 
 Each takes the arguments of its ``<op>_forward`` and returns y. Nothing is shared with minunet but the random numbers
-of dropout, which ``tests/test_rng.py`` holds against a Philox of its own. The backward passes need no oracle: the
+of dropout, which ``tests/base/test_rng.py`` holds against a Philox of its own. The backward passes need no oracle: the
 complex step derives them from the forward passes that are compared with these.
 """
 
@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from minunet.rng import Key, random_uint16
+from minunet.base.rng import Key, random_uint16
 
 
 def indices(*lengths):

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from minunet.rng import Key
+from minunet.base.rng import Key
 from tests import oracles
 
 seeds = st.integers(0, 2**32 - 1)

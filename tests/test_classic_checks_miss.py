@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from minunet.gradcheck import TOLERANCE, check_op
-from minunet.losses import dice_loss_backward, dice_loss_forward
 from minunet.ops import batch_norm2d_backward, batch_norm2d_forward
+from minunet.ops.dice_loss import dice_loss_backward, dice_loss_forward
 
 CLASSIC_TOLERANCE = 1e-3
 

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minunet import rng, training
-from minunet.backend import to_device, to_numpy
+from minunet.base import rng
+from minunet.base.backend import to_device, to_numpy
 from minunet.data.augment import PRESETS, Augmentation, augment
 from minunet.data.batches import prepare_batch
 from minunet.data.normalize import Normalization, apply
 from minunet.data.slices import SliceSet
-from minunet.layers import map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW, WeightEMA, clip_by_global_norm
-from minunet.unet import UNet
+from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.evaluation import evaluate, predict_slices
+from minunet.training.optim import AdamW, WeightEMA, clip_by_global_norm
+from minunet.training.step import loss_and_grads, train_step
 from tests.implementations import IMPLEMENTATIONS
 from tests.strategies import OPS
 
@@ -97,8 +99,8 @@ def test_network_forward_and_backward(device, config):
     host_net = network(**config)
     net = on_device(host_net)
     x, target = batch(host_net)
-    value, grads, stats = training.loss_and_grads(host_net, x, target, SegmentationLoss(), KEY)
-    device_value, device_grads, device_stats = training.loss_and_grads(
+    value, grads, stats = loss_and_grads(host_net, x, target, SegmentationLoss(), KEY)
+    device_value, device_grads, device_stats = loss_and_grads(
         net, to_device(x, "cuda"), to_device(target, "cuda"), SegmentationLoss(), KEY
     )
     assert device_value == pytest.approx(value, rel=0 if device.name == "standin" else 1e-5)
@@ -150,7 +152,7 @@ def test_training_steps(device):
         for step in range(3):
             x, target = (to_device(part, where) for part in batch(net))
             values.append(
-                training.train_step(
+                train_step(
                     net,
                     optimizer,
                     x,
@@ -223,13 +225,12 @@ def test_a_whole_batch(device):
 def test_prediction_and_evaluation_of_slices(device, flip_average):
     data, host_net = slices(), network()
     net, normalization = on_device(host_net), Normalization()
-    expected = training.predict_slices(host_net, data, normalization, batch_size=3, flip_average=flip_average)
-    p = training.predict_slices(net, data, normalization, device="cuda", batch_size=3, flip_average=flip_average)
+    expected = predict_slices(host_net, data, normalization, batch_size=3, flip_average=flip_average)
+    p = predict_slices(net, data, normalization, batch_size=3, flip_average=flip_average)
     assert isinstance(p, np.ndarray)
     assert np.abs(p - expected).max() <= (0 if device.name == "standin" else 1e-5)
     statistics = normalization.statistics(data)
     evaluations = [
-        training.evaluate(some_net, data, statistics, SegmentationLoss(), device=where, batch_size=3)
-        for some_net, where in ((host_net, "cpu"), (net, "cuda"))
+        evaluate(some_net, data, statistics, SegmentationLoss(), batch_size=3) for some_net in (host_net, net)
     ]
     assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-15 if device.name == "standin" else 1e-3)

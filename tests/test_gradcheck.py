@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import minunet
 from minunet import gradcheck, ops
+from minunet.base.rng import Key
 from minunet.gradcheck import TOGETHER, central_difference, check_layer, check_net, check_op, complex_step, everything
-from minunet.layers import BatchNorm2d, Conv2d
-from minunet.losses import bce_with_logits_backward, bce_with_logits_forward
-from minunet.rng import Key
-from minunet.unet import UNet
+from minunet.network.layers import BatchNorm2d, Conv2d
+from minunet.network.unet import UNet
+from minunet.ops.bce_with_logits import bce_with_logits_backward, bce_with_logits_forward
 from tests.strategies import seeds
 
 both = pytest.mark.parametrize(
@@ -517,8 +517,8 @@ def test_command_checks_what_its_rows_say(monkeypatch):
         "concat": ("concat", {"up": images, "skip": (2, 4, 4, 2)}, {}),
     }
     assert checks["loss"] == {
-        "dice, over the batch": ("dice_loss", {"probabilities": image}, target),
-        "dice, over each image": ("dice_loss", {"probabilities": image}, {**target, "over": "image"}),
+        "dice_loss, over the batch": ("dice_loss", {"probabilities": image}, target),
+        "dice_loss, over each image": ("dice_loss", {"probabilities": image}, {**target, "over": "image"}),
         "bce_with_logits": ("bce_with_logits", {"logits": image}, target),
         "segmentation: dice + bce": ("segmentation_loss", {"logits": image}, target),
     }

@@ -7,13 +7,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minunet import cli, ops
-from minunet.layers import map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.rng import Key
+from minunet import ops
+from minunet.base import cli
+from minunet.base.rng import Key
+from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 from minunet.summary import main, summary
-from minunet.training import loss_and_grads
-from minunet.unet import UNet
+from minunet.training.step import loss_and_grads
 
 OPS = ("conv2d", "conv_transpose2d", "batch_norm2d", "relu", "max_pool2d", "dropout", "concat")
 NETS = [

@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib
 
 from docs.figures import style
-from minunet import cli
-from minunet.durable import write_text
-from minunet.errors import UserError
+from minunet.base import cli
+from minunet.base.durable import write_text
+from minunet.base.errors import UserError
 
 #: The files that draw, in the order of the course.
 NAMES = (

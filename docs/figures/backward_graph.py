@@ -20,9 +20,9 @@ from docs.figures import style
 from docs.figures.style import BLUE, GREY, ORANGE, SKY, VERMILION, light
 from docs.figures.trained import NORMALIZATION, largest_tumours
 from minunet import SegmentationLoss, UNet, ops
+from minunet.base.rng import Key
 from minunet.data import phantom
 from minunet.data.batches import prepare_batch
-from minunet.rng import Key
 
 #: For each op what its backward takes from the cache, and which gradients of parameters it leaves on its way.
 ROLES = {
@@ -42,7 +42,7 @@ CONVS = (
     ("norm1", "batch_norm2d"),
     ("conv1", "conv2d"),
 )
-#: The lines of each room's backward, as in minunet/blocks.py: (name, op).
+#: The lines of each room's backward, as in minunet/network/blocks.py: (name, op).
 LINES = {
     "head": (("head", "conv2d"),),
     "up": (*CONVS, ("dropout", "dropout"), ("concat", "concat"), ("up", "conv_transpose2d")),

@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from docs.figures import style
 from docs.figures.style import BLUE, ORANGE, SKY, VERMILION
 from docs.figures.trained import NORMALIZATION, largest_tumours
-from minunet import SegmentationLoss, UNet, rng
-from minunet.backend import Array
-from minunet.blocks import DoubleConv, Up
+from minunet import SegmentationLoss, UNet
+from minunet.base import rng
+from minunet.base.backend import Array
 from minunet.data import phantom
 from minunet.data.batches import prepare_batch
-from minunet.layers import Arrays, ConvTranspose2d, Layer, map_arrays, prefixed
-from minunet.training import loss_and_grads
+from minunet.network.blocks import DoubleConv, Up
+from minunet.network.layers import Arrays, ConvTranspose2d, Layer, map_arrays, prefixed
+from minunet.training.step import loss_and_grads
 
 VARIANTS = {
     "batch norm and skips": (True, True, BLUE, "o"),

@@ -2,7 +2,8 @@
 
 An image of 32 x 32 pixels of which 10 are tumour (1 %, as in LGG-MRI). To have a surface that can be drawn, all
 tumour pixels are given one probability, p, and all other pixels one, q: the loss is then a function of two numbers.
-Values and gradients are those of :mod:`minunet.losses`, of whole images, not of a formula in two variables.
+Values and gradients are those of :mod:`minunet.ops.dice_loss` and of cross entropy, of whole images, not of a
+formula in two variables.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from docs.figures import style
 from docs.figures.style import BLUE, GREY, VERMILION
-from minunet.losses import SegmentationLoss
+from minunet.network.loss import SegmentationLoss
 
 SIDE, TUMOUR = 32, 10
 LOSSES = {

@@ -1,9 +1,9 @@
 """mask_not_augmented.png: the reference's first flaw. Images are flipped, turned and zoomed, their masks are not.
 
-Two networks that differ in one word, ``augment_masks``, trained by :func:`minunet.training.fit` with the reference's
-augmentation. What is seen is that the network of the flaw is asked for masks that are not where the tumours are: its
-training loss stays above its own validation loss, whose images nobody has turned, while in the other network it falls
-below. In the reference's curves this is the training Dice that ends below the validation Dice.
+Two networks that differ in one word, ``augment_masks``, trained by :func:`minunet.training.loop.fit` with the
+reference's augmentation. What is seen is that the network of the flaw is asked for masks that are not where the tumours
+are: its training loss stays above its own validation loss, whose images nobody has turned, while in the other network
+it falls below. In the reference's curves this is the training Dice that ends below the validation Dice.
 """
 
 import tempfile
@@ -15,12 +15,15 @@ from matplotlib.figure import Figure
 
 from docs.figures import style, trained
 from docs.figures.style import BLUE, VERMILION
-from minunet import UNet, rng
+from minunet import UNet
+from minunet.base import rng
 from minunet.data import phantom
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.batches import prepare_batch
-from minunet.plots import ACTUAL, display_image, overlay
-from minunet.training import TrainingConfig, fit
+from minunet.results.plots import ACTUAL, display_image, overlay
+from minunet.training.config import TrainingConfig
+from minunet.training.loop import TrainingData, fit
+from minunet.training.step import Engine
 
 LABELS = {True: "image and mask moved by one draw", False: "the mask left where it was"}
 COLORS = {True: BLUE, False: VERMILION}
@@ -43,6 +46,7 @@ def compute(tiny: bool = False) -> Runs:
     slices = phantom.make(patients=4 if tiny else 18, size=size, seed=3)
     is_validation = slices.patient_indices() >= (2 if tiny else 12)
     training, validation = (slices.subset(np.flatnonzero(rows)) for rows in (~is_validation, is_validation))
+    data = TrainingData(training, validation, trained.NORMALIZATION)
     histories: dict[bool, list[list[dict[str, float]]]] = {True: [], False: []}
     for augment_masks, found in histories.items():
         for seed in range(seeds):
@@ -61,16 +65,8 @@ def compute(tiny: bool = False) -> Runs:
             )
             net = UNet(widths=widths, seed=seed, **trained.MODEL)
             with tempfile.TemporaryDirectory() as folder:
-                progress = fit(
-                    net,
-                    training,
-                    validation,
-                    config,
-                    normalization=trained.NORMALIZATION,
-                    folder=folder,
-                    progress_bar=False,
-                    engine="plain",  # so that every machine draws the same curves, up to rounding
-                )
+                # The plain path, so that every machine draws the same curves, up to rounding.
+                progress = fit(Engine(net, config.loss), data, config, folder, progress_bar=False)
             found.append(progress.history)
     return Runs(histories, _examples())
 

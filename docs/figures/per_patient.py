@@ -1,8 +1,8 @@
 """per_patient.png: how good the masks are for each patient, and how many Dices the same predictions have.
 
-Everything is :func:`minunet.metrics.evaluate_masks`. What is seen is that a mean hides patients who are far from it,
-that with so few patients the mean is known to some hundredths only, and that the name "Dice" alone does not say a
-figure.
+Everything is :func:`minunet.training.metrics.evaluate_masks`. What is seen is that a mean hides patients who are far
+from it, that with so few patients the mean is known to some hundredths only, and that the name "Dice" alone does not
+say a figure.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from docs.figures import style, trained
 from docs.figures.style import BLUE, GREY, ORANGE, VERMILION
-from minunet import metrics
-from minunet.training import predict_slices
+from minunet.training import metrics
+from minunet.training.evaluation import predict_slices
 
 
 def compute(tiny: bool = False) -> tuple[dict[str, Any], float]:

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from docs.figures import style, trained
-from minunet import metrics
 from minunet.data.slices import SliceSet
-from minunet.plots import ACTUAL, display_image, outline
-from minunet.training import predict_slices
+from minunet.results.plots import ACTUAL, display_image, outline
+from minunet.training import metrics
+from minunet.training.evaluation import predict_slices
 
 
 def compute(tiny: bool = False) -> tuple[SliceSet, dict[int, np.ndarray]]:

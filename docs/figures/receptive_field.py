@@ -20,7 +20,7 @@ from docs.figures import style, trained
 from docs.figures.style import BLUE, GREY, ORANGE, VERMILION
 from minunet import UNet
 from minunet.data.normalize import apply
-from minunet.layers import map_arrays
+from minunet.network.layers import map_arrays
 from minunet.summary import summary
 
 KINDS = {"untrained": BLUE, "trained": VERMILION}

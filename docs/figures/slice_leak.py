@@ -5,8 +5,8 @@ it, whose neighbours it has seen, and on patients of whom it has seen nothing. T
 on how many patients there are to learn from, so that is what is varied; everything else, the number of steps
 included, stays.
 
-The score is the Dice over all pixels together (:func:`minunet.metrics.pooled_counts`), the scope of the reference. A
-Dice per patient would not do here: a split by slice leaves a patient three to five slices, and no volume.
+The score is the Dice over all pixels together (:func:`minunet.training.metrics.pooled_counts`), the scope of the
+reference. A Dice per patient would not do here: a split by slice leaves a patient three to five slices, and no volume.
 """
 
 from pathlib import Path
@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 from docs.figures import style, trained
 from docs.figures.style import BLUE, GREY, VERMILION
-from minunet import UNet, metrics
+from minunet import UNet
 from minunet.data import phantom
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_slice
-from minunet.training import predict_slices
+from minunet.training import metrics
+from minunet.training.evaluation import predict_slices
 
 KNOWN = 28  # patients from whom those to learn from are drawn
 NEW = 12  # patients that no network has seen

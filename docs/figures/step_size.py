@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from docs.figures import style
 from docs.figures.style import BLUE, GREEN, VERMILION
 from minunet import SegmentationLoss, UNet
-from minunet.layers import map_arrays
-from minunet.rng import Key
+from minunet.base.rng import Key
+from minunet.network.layers import map_arrays
 
 COLORS = {
     "central difference": VERMILION,

@@ -1,8 +1,8 @@
 """What all pictures have in common: size, letters, colours, grids of numbers, and how they get into a file.
 
 A picture is 8 inches wide at 150 dots an inch. Shown 800 pixels wide, as in a column of text, 8 points of letter
-height are then 11 pixels. The colours are Okabe & Ito's, as in :mod:`minunet.plots`, which people with any common
-kind of colour vision tell apart; quantities that have a sign go from blue over white to vermilion.
+height are then 11 pixels. The colours are Okabe & Ito's, as in :mod:`minunet.results.plots`, which people with any
+common kind of colour vision tell apart; quantities that have a sign go from blue over white to vermilion.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
-from minunet.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from minunet.results.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RC", "SIGNED", "SKY", "VERMILION", "YELLOW"]
 

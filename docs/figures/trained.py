@@ -1,6 +1,6 @@
 """The small network that several pictures look into, and the training loop of all that train.
 
-The loop is that of :func:`minunet.training.fit`, less its checkpoints and its evaluation: these pictures want the
+The loop is that of :func:`minunet.training.loop.fit`, less its checkpoints and its evaluation: these pictures want the
 network after every epoch, or after a number of steps.
 """
 
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minunet import AdamW, SegmentationLoss, UNet
+from minunet.base.rng import Key
 from minunet.data import phantom
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.augment import Augmentation
 from minunet.data.batches import epoch_order, prepare_batch
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
-from minunet.layers import map_arrays
-from minunet.optim import norms_and_biases, warmup_cosine
-from minunet.rng import Key
-from minunet.training import train_step
+from minunet.network.layers import map_arrays
+from minunet.training.optim import norms_and_biases, warmup_cosine
+from minunet.training.step import train_step
 
 NORMALIZATION = Normalization("volume")
 BATCH = 8

@@ -21,13 +21,13 @@ from docs.figures import style
 from docs.figures.style import BLUE, GREEN, GREY, VERMILION
 from docs.figures.trained import NORMALIZATION
 from minunet import SegmentationLoss, UNet
+from minunet.base.rng import Key
 from minunet.data import phantom
 from minunet.data.batches import Batch, prepare_batch
-from minunet.engines import plain
 from minunet.engines.cpu import winograd
 from minunet.engines.cpu.engine import CpuEngine
-from minunet.layers import Arrays, map_arrays
-from minunet.rng import Key
+from minunet.network.layers import Arrays, map_arrays
+from minunet.training.step import loss_and_grads
 
 #: The finite points of F(2, 3), F(4, 3) and F(6, 3), by the number of outputs; infinity comes last in each.
 POINTS: dict[int, tuple[float, ...]] = {
@@ -155,8 +155,8 @@ def gradients(tiny: bool = False) -> Gradients:
         for step, batch in enumerate(phantom_batches(batches, batch_size, size)):
             x, target, key = batch.x, batch.target, Key(0, step=step)
             exact_x, exact_target = x.astype("float64"), target.astype("float64")
-            exact.append(of_filters(plain.loss_and_grads(exact_net, exact_x, exact_target, loss, key)[1]))
-            by_plain.append(of_filters(plain.loss_and_grads(net, x, target, loss, key)[1]))
+            exact.append(of_filters(loss_and_grads(exact_net, exact_x, exact_target, loss, key)[1]))
+            by_plain.append(of_filters(loss_and_grads(net, x, target, loss, key)[1]))
             by_engine.append(of_filters(engine.loss_and_grads(x, target, key)[1]))
             chosen, expected = decisions(net, x), decisions(exact_net, exact_x)
             flipped.append(int((chosen != expected).sum()))

@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from minunet import AdamW, SegmentationLoss, UNet, cli, rng
-from minunet.backend import Array
+from minunet import AdamW, SegmentationLoss, UNet
+from minunet.base import cli, rng
+from minunet.base.backend import Array
+from minunet.base.durable import write_text
 from minunet.data import phantom
 from minunet.data.batches import epoch_order, prepare_batch
 from minunet.data.normalize import Normalization, apply
 from minunet.data.slices import SliceSet
-from minunet.durable import write_text
-from minunet.layers import map_arrays
-from minunet.metrics import count, dice
-from minunet.optim import warmup_cosine
-from minunet.training import train_step
+from minunet.network.layers import map_arrays
+from minunet.training.metrics import count, dice
+from minunet.training.optim import warmup_cosine
+from minunet.training.step import train_step
 
 SIZE = 64  # pixels: large enough to see a head, small enough to run in a browser while one moves the mouse
 BATCH = 8

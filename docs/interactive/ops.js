@@ -1,13 +1,13 @@
 // The operations of minunet, once more, in JavaScript: what the pages beside this file compute with.
 //
-// Read it beside minunet/ops and minunet/losses.py. The formulas, their names and their order are the same. What
+// Read it beside minunet/ops and minunet/network/loss.py. The formulas, their names and their order are the same. What
 // differs is that NumPy multiplies whole arrays and JavaScript one number at a time: where Python has one line a
 // kernel tap, here stand the loops that this line hides. They are written for the eye first, and then for speed.
 //
 // An array is { shape, data }: four lengths (N, H, W, C) or (KH, KW, C_in, C_out), and all values in a Float64Array,
 // row by row, the last axis fastest. So the value at (n, i, j, c) lies at ((n * H + i) * W + j) * C + c.
 //
-// tests/test_interactive.py runs these functions in a browser, and compares each with minunet's to 1e-6.
+// tests/docs/test_interactive.py runs these functions in a browser, and compares each with minunet's to 1e-6.
 "use strict";
 
 /** An array of zeros. */
@@ -280,7 +280,7 @@ function batchNorm2dBackward(dy, { scale }) {
   return dx;
 }
 
-// ---- from logits to losses: minunet/ops/sigmoid.py, minunet/losses.py -----------------------------------------------
+// ---- from logits to losses: minunet/ops/{sigmoid,dice_loss,bce_with_logits}.py, minunet/network/loss.py ---------
 
 /** 1 / (1 + exp(-z)), by an exponential that cannot overflow. */
 function sigmoid(z) {
@@ -350,7 +350,7 @@ function segmentationLossBackward({ logits, dice, bce, diceWeight, bceWeight }) 
   return map((a, b) => a + bceWeight * b, dlogits, bceWithLogitsBackward(bce));
 }
 
-/** What people count: both masks hard, thresholded at 0.5. Two empty masks agree, and score 1. (minunet/metrics.py) */
+/** What people count: both masks hard, thresholded at 0.5. Two empty masks agree, and score 1. (minunet/training/metrics.py) */
 function hardScores(probabilities, target) {
   let [tp, fp, fn] = [0, 0, 0];
   probabilities.data.forEach((p, k) => {

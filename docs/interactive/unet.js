@@ -1,4 +1,4 @@
-// A U-Net, line by line: minunet/unet.py and minunet/blocks.py for the explorer, which wants to look at every line.
+// A U-Net, line by line: minunet/network/unet.py and minunet/network/blocks.py for the explorer, which wants to look at every line.
 //
 // unetForward returns the list of its lines in the order in which they ran. Each has a name (that of minunet's
 // summary), the names of the lines that it read, what it computed, and its backward. unetBackward reads the list from

@@ -52,14 +52,14 @@ def install(source):
 
 
 if missing("minunet"):
-    clones = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "minunet" / "unet.py").is_file()]
+    clones = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "minunet" / "__init__.py").is_file()]
     if not (SOURCE or clones):
         raise SystemExit("minunet is not here: run this notebook in a clone of it, or set SOURCE")
     install(SOURCE or clones[0].as_uri())
     importlib.invalidate_caches()
 
 # %%
-from minunet.backend import resolve_device
+from minunet.base.backend import resolve_device
 
 device, reason = resolve_device("auto")
 print(f"device: {device}" + (f" ({reason})" if reason else ""))
@@ -69,22 +69,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from minunet import AdamW, UNet, cli, training
-from minunet.backend import to_device, to_numpy
-from minunet.checkpoint import load_net
+from minunet import AdamW, UNet, engines
+from minunet.base.backend import to_device, to_numpy
+from minunet.base.rng import Key
+from minunet.base.run_folder import next_free_folder
 from minunet.data import lgg, phantom
 from minunet.data.augment import augment
 from minunet.data.batches import prepare_batch
 from minunet.data.splits import split_by_patient
-from minunet.layers import map_arrays
-from minunet.plots import ACTUAL, display_image, overlay, plot_samples
-from minunet.prediction import write_png
-from minunet.presets import PRESETS
-from minunet.report import write_curves, write_test
-from minunet.rng import Key
+from minunet.network.layers import map_arrays
+from minunet.results.plots import ACTUAL, display_image, overlay, plot_samples
+from minunet.results.prediction import write_png
+from minunet.results.report import write_curves, write_test
 from minunet.summary import summary
+from minunet.training.checkpoint import load_net
+from minunet.training.evaluation import predict_slices
+from minunet.training.loop import TrainingData, fit
+from minunet.training.presets import PRESETS
+from minunet.training.step import loss_and_grads
 
-folder = cli.next_free_folder("runs", "notebook")  # everything that this notebook writes
+folder = next_free_folder("runs", "notebook")  # everything that this notebook writes
 folder.mkdir(parents=True)
 
 
@@ -169,7 +173,7 @@ copy = map_arrays(net, lambda array: array.copy())
 optimizer = AdamW(copy.parameters(), lr=settings.lr)
 losses = []
 for step in range(20):
-    loss, grads, _ = training.loss_and_grads(copy, batch.x, batch.target, settings.loss, Key(seed=3, step=step))
+    loss, grads, _ = loss_and_grads(copy, batch.x, batch.target, settings.loss, Key(seed=3, step=step))
     optimizer.step(grads)
     losses.append(loss)
 print(f"loss: {losses[0]:.3f} at first, {losses[-1]:.3f} after 19 steps")
@@ -193,16 +197,10 @@ preprocessing = {
     "normalization": preset.normalization.to_dict(),
     "flip_average": preset.flip_average,
 }
-progress = training.fit(
-    net,
-    train,
-    validation,
-    settings,
-    normalization=preset.normalization,
-    folder=folder,
-    device=device,
-    metadata={"preprocessing": preprocessing},
-)
+data = TrainingData(train, validation, preset.normalization)
+with engines.build(net, settings.loss, settings.batch_size, (size, size), device) as engine:
+    print(f"engine: {engine.description}")
+    progress = fit(engine, data, settings, folder, metadata={"preprocessing": preprocessing})
 
 # %% [markdown]
 # ## The curves
@@ -224,9 +222,7 @@ show(folder / "curves.png")
 # %%
 best, _ = load_net(folder / "best.npz")
 best = map_arrays(best, lambda array: to_device(array, device))
-probabilities = training.predict_slices(
-    best, test, preset.normalization, device=device, flip_average=preset.flip_average
-)
+probabilities = predict_slices(best, test, preset.normalization, flip_average=preset.flip_average)
 print(write_test(folder, test, probabilities, preset.normalization, checkpoint="best.npz", split="patient"))
 
 # %% [markdown]

@@ -5,7 +5,7 @@ measured from the centre, takes its value from the place ``matrix @ q`` of the i
 the same map, of ONE draw: a mask that stays where it was while its image turns teaches the network noise
 (``masks=False`` does that on purpose: the reference system did).
 
-Everything drawn is a function of a key (minunet.rng), on the CPU; the pixels are moved on the device where
+Everything drawn is a function of a key (minunet.base.rng), on the CPU; the pixels are moved on the device where
 they are.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minunet import rng
-from minunet.backend import Array, array_module
+from minunet.base import rng
+from minunet.base.backend import Array, array_module
 
 
 @dataclass(frozen=True)

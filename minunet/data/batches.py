@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from minunet import rng
-from minunet.backend import Array, to_device
+from minunet.base import rng
+from minunet.base.backend import Array, to_device
 from minunet.data.augment import PLAIN, Augmentation, PixelPasses, augment
 from minunet.data.normalize import VolumeStatistics, apply
 from minunet.data.slices import SliceSet
@@ -51,6 +51,15 @@ def epoch_order(slices: SliceSet, sampling: str, count: int | None, key: rng.Key
     weight = area + floor[patient]
     probability = weight / (np.bincount(patient, weights=weight)[patient] * patients)
     return generator.choice(len(slices), size=count, p=probability)
+
+
+def in_chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """``indices`` in parts of ``size``, the last one shorter if it has to be.
+
+    >>> in_chunks(np.arange(5), 2)
+    [array([0, 1]), array([2, 3]), array([4])]
+    """
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def prepare_batch(

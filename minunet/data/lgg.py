@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from minunet.base.errors import UserError
 from minunet.data.slices import SliceSet
-from minunet.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from minunet.base.durable import write_durably
+from minunet.base.errors import UserError
 from minunet.data.lgg import THREADS, Listing, shown, size_of
-from minunet.durable import write_durably
-from minunet.errors import UserError
 
 #: SHA-256 in hexadecimal by ``<patient's folder>/<file>``; None for a file that cannot be read.
 Digests = dict[str, str | None]

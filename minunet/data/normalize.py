@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minunet.backend import Array, array_module
+from minunet.base.backend import Array, array_module
 from minunet.data.slices import SliceSet
 
 

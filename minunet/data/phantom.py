@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from minunet.base.rng import PHANTOM, Key, generator
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
-from minunet.rng import PHANTOM, Key, generator
 
 #: Grey values of the tissues, as shares of the brightest fat: pre-contrast, FLAIR, post-contrast.
 FAT = (1.00, 0.95, 1.00)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet.errors import UserError
-from minunet.rng import SAMPLE, Key, generator
+from minunet.base.errors import UserError
+from minunet.base.rng import SAMPLE, Key, generator
 
 
 class Split(NamedTuple):

@@ -26,14 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet import cli
+from minunet.base import cli
+from minunet.base.durable import json_text
+from minunet.base.errors import UserError
 from minunet.data import lgg
 from minunet.data.lgg import FAULTS_SHOWN, THREADS, shown
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_patient
-from minunet.durable import json_text
-from minunet.errors import UserError
 
 NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
 

@@ -1,25 +1,51 @@
 """Engines: the same step of the same network, faster.
 
-The network and its ops (minunet.unet, minunet.ops) say what is computed, and the plain path (``engines.plain``)
-computes it in just that way. An engine computes the same, up to rounding, in the way that suits a machine:
-``engines.cpu`` a processor, ``engines.cuda`` a GPU. Training talks to an ``Engine`` and does not know which one it has.
-Nobody has to read an engine to understand minunet.
+The network and its ops (minunet.network.unet, minunet.ops) say what is computed, and the plain path
+(``minunet.training.step``) computes it in just that way. An engine computes the same, up to rounding, in the way that
+suits a machine: ``engines.cpu`` a processor, ``engines.cuda`` a GPU. Training talks to an ``Engine`` and does not know
+which one it has. Nobody has to read an engine to understand minunet.
 """
 
 import argparse
-from importlib import import_module
+from typing import Protocol
 
-from minunet import memory
-from minunet.engines.plain import Engine as Engine
-from minunet.errors import UserError
-from minunet.losses import SegmentationLoss
-from minunet.unet import UNet
+from minunet.base.errors import UserError
+from minunet.engines import memory
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.step import Engine
 
 CHOICES = ("auto", "plain")
+DEVICES = ("cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bf16")
 
-#: Where the engine of each device is: a module with ``unsupported`` and a class, imported when it is asked for.
-ENGINES = {"cpu": ("minunet.engines.cpu.engine", "CpuEngine"), "cuda": ("minunet.engines.cuda.engine", "CudaEngine")}
+
+class DeviceEngine(Protocol):
+    """What the module of a device's engine has: engines/cpu/choice.py, engines/cuda/choice.py."""
+
+    def unsupported(
+        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
+    ) -> str | None:
+        """Why the engine cannot take this network, or None."""
+
+    def build(
+        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
+    ) -> Engine:
+        """The engine."""
+
+    def step_bytes_here(self, precision: str) -> memory.StepBytes:
+        """The function that says how much memory a training step of it needs."""
+
+
+def of_device(device: str) -> DeviceEngine:
+    """The module of the engine of "cpu" or "cuda", imported when it is asked for: nobody loads both."""
+    if device == "cuda":
+        from minunet.engines.cuda import choice as cuda
+
+        return cuda
+    from minunet.engines.cpu import choice as cpu
+
+    return cpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +90,7 @@ def build(
         engine = Engine(net, loss)
         engine.reason = reason
         return engine
-    path, class_name = ENGINES[device]
-    made: Engine = getattr(import_module(path), class_name)(
-        net, loss, max_batch, image_size, **_options(device, precision)
-    )
-    return made
+    return of_device(device).build(net, loss, max_batch, image_size, precision)
 
 
 def unsupported(
@@ -87,7 +109,7 @@ def unsupported(
     for name, value, known in (
         ("choice", choice, CHOICES),
         ("precision", precision, PRECISIONS),
-        ("device", device, tuple(ENGINES)),
+        ("device", device, DEVICES),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -99,11 +121,11 @@ def unsupported(
         reason = None
     else:
         try:
-            module = import_module(ENGINES[device][0])
+            module = of_device(device)
         except ImportError as error:  # what an engine needs beyond NumPy may be missing
             reason = f"the engine cannot be imported: {error}"
         else:
-            reason = module.unsupported(net, loss, max_batch, image_size, **_options(device, precision))
+            reason = module.unsupported(net, loss, max_batch, image_size, precision)
     if precision != "float32" and (choice == "plain" or reason is not None):
         why = "the plain path computes in float32" if reason is None else reason
         raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")
@@ -112,12 +134,4 @@ def unsupported(
 
 def step_bytes(device: str, choice: str, precision: str) -> memory.StepBytes:
     """The function that says how much memory a training step needs, see ``memory.training_bytes``."""
-    module = import_module(ENGINES[device][0]) if choice == "auto" else None
-    if module is None or not hasattr(module, "step_bytes_here"):
-        return memory.training_bytes
-    needed: memory.StepBytes = module.step_bytes_here(**_options(device, precision))
-    return needed
-
-
-def _options(device: str, precision: str) -> dict[str, str]:
-    return {"precision": precision} if device == "cuda" else {}
+    return of_device(device).step_bytes_here(precision) if choice == "auto" else memory.training_bytes

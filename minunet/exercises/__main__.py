@@ -14,8 +14,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from minunet import cli
-from minunet.errors import UserError
+from minunet.base import cli
+from minunet.base.errors import UserError
 from minunet.exercises.exercise import Exercise, NotYet
 from minunet.exercises.learner import Learner
 

@@ -1,4 +1,4 @@
-"""Exercise adamw: the step itself, against minunet.optim.AdamW."""
+"""Exercise adamw: the step itself, against minunet.training.optim.AdamW."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from minunet.exercises.exercise import Exercise, NotYet, require_equal
 from minunet.exercises.learner import Learner
-from minunet.optim import AdamW
+from minunet.training.optim import AdamW
 
 
 class State(NamedTuple):
@@ -131,7 +131,9 @@ def check(learner: Learner) -> list[str]:
                 state = State(theta, np.zeros(shape, dtype), np.zeros(shape, dtype))
             g = (rng.standard_normal(shape) * np.array([0.1, 1.0, 10.0])).astype(dtype)
             state = _check_step(learner, state, g, t, Settings())
-    return ["theta, m and v are those of minunet.optim.AdamW at the first steps and later, in float64 and float32"]
+    return [
+        "theta, m and v are those of minunet.training.optim.AdamW at the first steps and later, in float64 and float32"
+    ]
 
 
 def _check_step(learner: Learner, state: State, g: np.ndarray, t: int, settings: Settings) -> State:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minunet.exercises.backward import Backward, Case
-from minunet.losses import DiceLossCache, dice_loss_backward, dice_loss_forward
+from minunet.ops.dice_loss import DiceLossCache, dice_loss_backward, dice_loss_forward
 
 
 def _case(seed: int, shape: tuple[int, ...], over: str, empty: bool = False) -> Case:

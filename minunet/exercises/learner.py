@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minunet.errors import UserError
+from minunet.base.errors import UserError
 from minunet.exercises.exercise import NotYet, require_tuple
 
 _MODULE = "minunet_exercise"  # the name under which the file runs; not "__main__", so that it shows no symptom

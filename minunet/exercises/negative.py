@@ -6,7 +6,7 @@ import numpy as np
 
 from minunet.exercises.exercise import Exercise, likely_cause, require_equal, require_number
 from minunet.exercises.learner import Learner
-from minunet.losses import dice_loss_forward
+from minunet.ops.dice_loss import dice_loss_forward
 
 Dice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

@@ -27,7 +27,7 @@ def check(learner: Learner) -> list[str]:
         state = expected
     return [
         "that was the cause: the decay went into the gradient, and was divided by sqrt(v_hat) with it",
-        "theta is that of minunet.optim.AdamW over five steps",
+        "theta is that of minunet.training.optim.AdamW over five steps",
     ]
 
 

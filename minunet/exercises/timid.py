@@ -4,7 +4,7 @@ import numpy as np
 
 from minunet.exercises.exercise import Exercise, require_equal, require_number
 from minunet.exercises.learner import Learner
-from minunet.losses import bce_with_logits_forward
+from minunet.ops.bce_with_logits import bce_with_logits_forward
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

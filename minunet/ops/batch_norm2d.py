@@ -13,7 +13,7 @@ accelerating deep network training by reducing internal covariate shift", algori
 import math
 from typing import NamedTuple
 
-from minunet.backend import Array, accumulation_dtype, array_module
+from minunet.base.backend import Array, accumulation_dtype, array_module
 from minunet.ops.checks import check_array, check_images
 
 

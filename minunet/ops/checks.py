@@ -1,6 +1,6 @@
 """What every op asks of its arguments before it works: the checks behind the ``ValueError`` of each op."""
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def check_images(name: str, x: Array) -> None:
@@ -34,3 +34,13 @@ def check_stride_and_padding(stride: int, padding: int | str) -> None:
         raise ValueError(f"stride must be at least 1, got {stride}")
     if padding != "same" and (isinstance(padding, str) or padding < 0):
         raise ValueError(f"padding must be 'same' or a number of pixels >= 0, got {padding!r}")
+
+
+def check_target(target: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless ``target`` is a mask of ``shape``, that of the prediction."""
+    if target.shape != shape:
+        raise ValueError(f"target must have the shape of the prediction, {shape}, got {target.shape}")
+    low, high = target.real.min().item(), target.real.max().item()
+    if not (low >= 0 and high <= 1):
+        found = f"got values from {low} to {high}; divide a mask of 0 and 255 by 255"
+        raise ValueError(f"target must lie in [0, 1], {found}")

@@ -11,7 +11,7 @@ networks for biomedical image segmentation", section 2.
 
 from typing import NamedTuple
 
-from minunet.backend import Array, array_module
+from minunet.base.backend import Array, array_module
 from minunet.ops.checks import check_array, check_images
 
 

@@ -12,7 +12,7 @@ for deep learning", chapter 2; the padding "same" is Keras'.
 
 from typing import NamedTuple
 
-from minunet.backend import Array, accumulation_dtype, array_module
+from minunet.base.backend import Array, accumulation_dtype, array_module
 from minunet.ops.checks import check_array, check_images, check_kernel, check_stride_and_padding
 
 

@@ -12,7 +12,7 @@ Derivation: docs/derivations/conv_transpose2d.md. Source: Dumoulin & Visin 2016,
 
 from typing import NamedTuple
 
-from minunet.backend import Array, accumulation_dtype, array_module
+from minunet.base.backend import Array, accumulation_dtype, array_module
 from minunet.ops.checks import check_array, check_images, check_kernel, check_stride_and_padding
 
 

@@ -5,7 +5,7 @@
 The scale keeps the expected value, so that nothing has to change in inference, where y = x. No unit can
 rely on another one to be there.
 
-The mask is a function of a key (see minunet.rng), so that a resumed run, or another engine, drops the same.
+The mask is a function of a key (see minunet.base.rng), so that a resumed run, or another engine, drops the same.
 
 Derivation: docs/derivations/dropout.md. Source: Srivastava et al. 2014, "Dropout: a simple way to prevent
 neural networks from overfitting", section 10 for the scale.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet import rng
-from minunet.backend import Array, array_module
+from minunet.base import rng
+from minunet.base.backend import Array, array_module
 from minunet.ops.checks import check_array, check_images
 
 

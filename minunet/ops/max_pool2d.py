@@ -10,7 +10,7 @@ Derivation: docs/derivations/max_pool2d.md.
 
 from typing import NamedTuple
 
-from minunet.backend import Array, array_module
+from minunet.base.backend import Array, array_module
 from minunet.ops.checks import check_array, check_images
 
 

@@ -11,7 +11,7 @@ Derivation: docs/derivations/sigmoid.md.
 
 from typing import NamedTuple
 
-from minunet.backend import Array, array_module
+from minunet.base.backend import Array, array_module
 from minunet.ops.checks import check_array, check_images
 
 

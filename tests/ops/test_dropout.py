@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minunet.base.rng import Key, random_uint16
 from minunet.ops import dropout_backward, dropout_forward
-from minunet.rng import Key, random_uint16
 from tests.strategies import keys
 
 rates = st.sampled_from([0.1, 0.3, 0.5, 0.9])

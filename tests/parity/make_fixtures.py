@@ -11,7 +11,7 @@ from datetime import date
 import numpy as np
 import torch
 
-from minunet.rng import Key
+from minunet.base.rng import Key
 from tests.parity import torch_reference
 from tests.parity.problems import (
     FIXTURES,

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from minunet import checkpoint, losses, ops
-from minunet.losses import SegmentationLoss
-from minunet.optim import AdamW, clip_by_global_norm, norms_and_biases, warmup_cosine
-from minunet.rng import Key
-from minunet.training import train_step, update_running_stats
-from minunet.unet import UNet
+from minunet import ops
+from minunet.base import archive
+from minunet.base.rng import Key
+from minunet.network import loss as network_loss
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.optim import AdamW, clip_by_global_norm, norms_and_biases, warmup_cosine
+from minunet.training.step import train_step, update_running_stats
 from tests.strategies import Case, Op, seeds
 
 #: How far apart minunet and PyTorch may be, of the largest value, when both compute in this dtype.
@@ -102,12 +104,12 @@ def save_fixtures(frozen: dict[str, Frozen], metadata: dict[str, Any]) -> None:
         for part, arrays in {"given": given, **answers}.items():
             vectors[f"{name}/{part}"], shapes[part] = pack(arrays)
         index[name] = {"kind": problem.kind, "settings": problem.settings, "shapes": shapes}
-    checkpoint.save(FIXTURES, vectors, {**metadata, "problems": index})
+    archive.save(FIXTURES, vectors, {**metadata, "problems": index})
 
 
 def load_fixtures() -> tuple[dict[str, Frozen], dict[str, Any]]:
     """The frozen problems by name; and with which versions and when the answers were made."""
-    vectors, metadata = checkpoint.load(FIXTURES)
+    vectors, metadata = archive.load(FIXTURES)
     frozen = {}
     for name, entry in metadata.pop("problems").items():
         parts = {part: unpack(vectors[f"{name}/{part}"], shapes) for part, shapes in entry["shapes"].items()}
@@ -135,7 +137,7 @@ def solve(problem: Problem) -> Arrays:
 
 def solve_op(problem: Problem) -> Arrays:
     name, options = problem.settings["op"], options_of(problem)
-    module = ops if hasattr(ops, f"{name}_forward") else losses
+    module = ops if hasattr(ops, f"{name}_forward") else network_loss
     forward, backward = getattr(module, f"{name}_forward"), getattr(module, f"{name}_backward")
     inputs = problem.part("inputs")
     y, cache = forward(**inputs, **options)

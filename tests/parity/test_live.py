@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from minunet import UNet  # noqa: E402
-from minunet.bridge import export_safetensors, from_torch_names, import_safetensors, to_torch_names  # noqa: E402
+from minunet.network.bridge import export_safetensors, from_torch_names, import_safetensors, to_torch_names  # noqa: E402
 from minunet.ops import conv_transpose2d_forward  # noqa: E402
 from tests.parity import problems, torch_reference  # noqa: E402
 from tests.parity.problems import TOLERANCE, errors, load_fixtures, solve  # noqa: E402

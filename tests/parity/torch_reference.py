@@ -1,4 +1,4 @@
-"""PyTorch's answers to the problems of tests.parity.problems, and the PyTorch module that minunet.bridge means.
+"""PyTorch's answers to the problems of tests.parity.problems, and the PyTorch module that minunet.network.bridge means.
 
 Everything is PyTorch's own: its functions, modules, autograd, optimiser and schedules. Where its conventions differ
 from minunet's, a comment says what was done.
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minunet.bridge import from_torch_names, to_torch_names
+from minunet.base.rng import DROPOUT, Key, random_uint16
+from minunet.network.bridge import from_torch_names, to_torch_names
 from minunet.ops.conv2d import output_size
-from minunet.optim import norms_and_biases
-from minunet.rng import DROPOUT, Key, random_uint16
+from minunet.training.optim import norms_and_biases
 from tests.parity.problems import Arrays, Problem, flat, options_of
 
 torch.set_num_threads(1)
@@ -204,7 +204,7 @@ class TorchUNet(nn.Module):
 
 
 def build(problem: Problem) -> TorchUNet:
-    """The module of a problem, with its weights and running statistics, brought over by minunet.bridge."""
+    """The module of a problem, with its weights and running statistics, brought over by minunet.network.bridge."""
     dtype = torch.from_numpy(problem.arrays["x"]).dtype
     module = TorchUNet(**problem.settings["config"], momentum=problem.settings["momentum"]).to(dtype)
     state = to_torch_names(problem.part("weights"))

@@ -5,7 +5,7 @@ The decay is taken of theta as it was, the moments are kept without their correc
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def adamw_step(

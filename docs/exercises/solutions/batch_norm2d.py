@@ -4,7 +4,7 @@ What a normalisation undoes has no gradient: a shift of the whole channel (so th
 stretch (so the part of dy along x_hat is taken out). In inference nothing is undone, and dx is dy times a constant.
 """
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 
 

@@ -7,7 +7,7 @@ C_out).
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.conv2d import Conv2dCache
 
 

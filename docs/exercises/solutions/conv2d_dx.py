@@ -6,7 +6,7 @@ transpose of weight[u, v], added to what other windows have sent there. The bord
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.conv2d import Conv2dCache
 
 

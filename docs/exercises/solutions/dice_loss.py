@@ -4,8 +4,8 @@ By the quotient rule dDice/dp = (2t - Dice) / denominator. Inside the target tha
 pulls p up there, and pushes it down elsewhere. With an empty target it pushes everywhere.
 """
 
-from minunet.backend import Array
-from minunet.losses import DiceLossCache
+from minunet.base.backend import Array
+from minunet.ops.dice_loss import DiceLossCache
 
 
 def dice_loss_backward(cache: DiceLossCache) -> Array:

@@ -6,7 +6,7 @@ would happen. Two neighbours with the same value do not share: forward chose one
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.max_pool2d import MaxPool2dCache
 
 

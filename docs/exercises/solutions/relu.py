@@ -6,7 +6,7 @@ the same but for one case: 0 * NaN is NaN, and where nothing passes nothing shou
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.relu import ReluCache
 
 

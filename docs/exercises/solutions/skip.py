@@ -5,7 +5,7 @@ to them, and they are added: if a feature grows by a little, the loss grows by w
 here.
 """
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.exercises.starters.skip import LevelCache
 from minunet.ops import conv_transpose2d_backward, max_pool2d_backward
 

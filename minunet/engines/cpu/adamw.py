@@ -1,7 +1,7 @@
 """The optimiser's passes over all parameters, block by block: the same numbers in a third of the time.
 
-Specification: :class:`minunet.optim.AdamW`, :class:`minunet.optim.WeightEMA` (the same bits) and
-:func:`minunet.optim.clip_by_global_norm` (up to the order of the sum).
+Specification: :class:`minunet.training.optim.AdamW`, :class:`minunet.training.optim.WeightEMA` (the same bits) and
+:func:`minunet.training.optim.clip_by_global_norm` (up to the order of the sum).
 
 The idea: a step of AdamW passes some twenty times over each parameter, its gradient and its moments. In blocks that
 fit the cache only the first of these passes reads from memory, and only the last one writes there. The blocks are
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.team import Team
-from minunet.layers import Arrays
-from minunet.optim import AdamW, WeightEMA
+from minunet.network.layers import Arrays
+from minunet.training.optim import AdamW, WeightEMA
 
 BLOCK = 16_384  # values: 64 KiB of float32
 
@@ -50,7 +50,7 @@ def count_of_blocks(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 class BlockAdamW(AdamW):
-    """:class:`minunet.optim.AdamW` on NumPy arrays that are contiguous."""
+    """:class:`minunet.training.optim.AdamW` on NumPy arrays that are contiguous."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class BlockAdamW(AdamW):
         self._plain.second_moment = blocks_of(self.second_moment)
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
-        """As :meth:`minunet.optim.AdamW.step`."""
+        """As :meth:`minunet.training.optim.AdamW.step`."""
         if grads.keys() != self.parameters.keys():
             super().step(grads, lr)  # which says what is wrong
         self._plain.steps = self.steps
@@ -98,7 +98,7 @@ class Update:
         )
 
     def configure(self, betas: list[float], eps: float, weight_decay: float, no_decay: list[str]) -> None:
-        """The options of :class:`minunet.optim.AdamW`."""
+        """The options of :class:`minunet.training.optim.AdamW`."""
         self.plain.betas, self.plain.eps, self.plain.weight_decay = (betas[0], betas[1]), eps, weight_decay
         self.plain.no_decay = frozenset(name for name in self.plain.parameters if name.rpartition(" ")[0] in no_decay)
 
@@ -131,7 +131,7 @@ class TeamAdamW(BlockAdamW):
         team.run(["adamw", "configure", betas, eps, decay, sorted(self.no_decay)])
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
-        """As :meth:`minunet.optim.AdamW.step`; of gradients that are not the engine's, by this process alone."""
+        """As :meth:`minunet.training.optim.AdamW.step`; of other gradients than the engine's, by this process alone."""
         if self.team.closed or not same_arrays(grads, self.grads):
             super().step(grads, lr)
             return
@@ -145,7 +145,7 @@ def same_arrays(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
 
 
 class BlockWeightEMA(WeightEMA):
-    """:class:`minunet.optim.WeightEMA` on NumPy arrays that are contiguous."""
+    """:class:`minunet.training.optim.WeightEMA` on NumPy arrays that are contiguous."""
 
     def __init__(self, values: Mapping[str, Array], max_decay: float = 0.999) -> None:
         super().__init__(values, max_decay)
@@ -153,14 +153,14 @@ class BlockWeightEMA(WeightEMA):
         self._plain.average = blocks_of(self.average)
 
     def update(self, values: Mapping[str, Array]) -> None:
-        """As :meth:`minunet.optim.WeightEMA.update`."""
+        """As :meth:`minunet.training.optim.WeightEMA.update`."""
         self._plain.updates = self.updates
         self._plain.update(blocks_of({name: values[name] for name in self.average}))
         self.updates = self._plain.updates
 
 
 def clip_by_team(team: Team, shared: Arrays, max_norm: float) -> float:
-    """:func:`minunet.optim.clip_by_global_norm` of the team's gradients, in place. Returns the norm they had."""
+    """:func:`minunet.training.optim.clip_by_global_norm` of the team's gradients, in place. Returns the old norm."""
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
     team.run(["adamw", "add_squares"])

@@ -9,7 +9,7 @@ A source leaves out what is a factor of a whole channel (the slope of a batch no
 of the convolution that reads it carry that factor, :meth:`minunet.engines.cpu.work.Work.input_scale`.
 
 Specification: :func:`minunet.ops.relu_forward`, ``concat_forward``, ``dropout_forward`` and their backward, as
-:mod:`minunet.blocks` puts them together.
+:mod:`minunet.network.blocks` puts them together.
 """
 
 from math import prod

@@ -1,6 +1,6 @@
 """The CPU engine: a training step of the U-Net on NumPy alone, on all cores, in memory that is planned once.
 
-Specification: :func:`minunet.engines.plain.loss_and_grads` and :meth:`minunet.unet.UNet.predict`.
+Specification: :func:`minunet.training.step.loss_and_grads` and :meth:`minunet.network.unet.UNet.predict`.
 
 The ideas, and where they are:
 
@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from minunet import rng
-from minunet.backend import Array
+from minunet.base import rng
+from minunet.base.backend import Array
 from minunet.data.batches import Batch
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
@@ -30,22 +30,12 @@ from minunet.engines.cpu.loss import probabilities
 from minunet.engines.cpu.plan import Description, layout
 from minunet.engines.cpu.program import Program, build
 from minunet.engines.cpu.team import Team, TeamError, usable_size
-from minunet.engines.plain import Engine
-from minunet.layers import Arrays, map_arrays
-from minunet.losses import SegmentationLoss, check_target
-from minunet.optim import AdamW, WeightEMA
-from minunet.unet import UNet
-
-
-def unsupported(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int]) -> str | None:
-    """Why the engine cannot take this network, or None."""
-    config = net.config
-    if config["up_kernel"] not in (2, 3):
-        return f"the CPU engine has transposed convolutions of 2 x 2 and 3 x 3, not of {config['up_kernel']}"
-    multiple = 2**net.depth
-    if image_size[0] % multiple or image_size[1] % multiple:
-        return f"images of {image_size[0]} x {image_size[1]} are not a multiple of {multiple}"
-    return None
+from minunet.network.layers import Arrays, map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.ops.checks import check_target
+from minunet.training.optim import AdamW, WeightEMA
+from minunet.training.step import Engine
 
 
 class CpuEngine(Engine):
@@ -103,14 +93,14 @@ class CpuEngine(Engine):
         self.name = f"cpu, {self._team.size} {processes}"
 
     def prepare_batch(
-        self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, device: str, **options: Any
+        self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, **options: Any
     ) -> Batch:
         """As the plain path. The batch is overwritten by the next call."""
         prepared, count = self._program.preparation, len(indices)
         augmentation, key = options.get("augmentation"), options.get("key")
         fits = 1 <= count <= self.max_batch and slices.images.shape[1:3] == self.image_size
         if not fits or (augmentation is not None and key is None):
-            return super().prepare_batch(slices, statistics, indices, device, **options)  # which knows what to refuse
+            return super().prepare_batch(slices, statistics, indices, **options)  # which knows what to refuse
         prepared.slices.images[:count], prepared.slices.masks[:count] = slices.images[indices], slices.masks[indices]
         of_images = [values.tolist() for values in statistics.take(slices.patient_indices()[indices])]
         drawn = None if augmentation is None else asdict(augmentation)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minunet import rng
+from minunet.base import rng
 from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.chunks import Cut, share
 from minunet.engines.cpu.plan import adds_up

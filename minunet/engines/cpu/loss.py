@@ -1,6 +1,6 @@
 """The stages of the loss: the sums that it is made of, and then the gradient of the logits.
 
-Specification: :func:`minunet.losses.segmentation_loss_forward` and its backward. Each process takes its images or
+Specification: :func:`minunet.network.loss.segmentation_loss_forward` and its backward. Each process takes its images or
 rows; between the two stages they wait for each other's sums. The probabilities wait where their gradients will be.
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.adamw import count_of_blocks
 from minunet.engines.cpu.buffers import aligned, pack
-from minunet.losses import SegmentationLoss
+from minunet.network.loss import SegmentationLoss
 
 TILE_CHANNELS = 32  # from so many channels on, on both sides, tiles beat rows
 
@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 class Description:
     """The network, the loss and the largest batch: all that the plan follows from.
 
-    ``config`` is :attr:`minunet.unet.UNet.config`; ``eps`` that of its batch norms.
+    ``config`` is :attr:`minunet.network.unet.UNet.config`; ``eps`` that of its batch norms.
     """
 
     def __init__(

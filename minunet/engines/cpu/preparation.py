@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from minunet import rng
+from minunet.base import rng
 from minunet.data.augment import Augmentation
 from minunet.data.batches import prepare_batch
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.chunks import share
 from minunet.engines.cpu.member import Member
-from minunet.layers import Arrays
+from minunet.network.layers import Arrays
 
 
 class Preparation:

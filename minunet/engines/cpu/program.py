@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minunet import rng
+from minunet.base import rng
 from minunet.engines.cpu import channels, convolution, filters, head, loss, resample
 from minunet.engines.cpu.adamw import Update
 from minunet.engines.cpu.buffers import ALIGNMENT, Scratch
@@ -16,7 +16,7 @@ from minunet.engines.cpu.norm import Norm
 from minunet.engines.cpu.plan import Description, Stage, layout
 from minunet.engines.cpu.preparation import Preparation
 from minunet.engines.cpu.work import Work
-from minunet.losses import SegmentationLoss
+from minunet.network.loss import SegmentationLoss
 
 
 class Runnable(Protocol):

@@ -41,8 +41,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from minunet.base.errors import UserError
 from minunet.engines.cpu.member import LOOK_AROUND, Member, PeerGone, memory_size
-from minunet.errors import UserError
 
 MOST = 64  # workers: a barrier looks at every other rank
 _GRACE = 10.0  # seconds in which a worker leaves by itself, on a busy machine too

@@ -1,4 +1,4 @@
-"""Which kernels this GPU gets: the fastest that load, come to an end, and are right on it.
+"""Which kernels this GPU gets: the fastest that load, come to an end, and are right on it; and the engine with them.
 
 The kernels use instructions that the tests without a GPU only imitate, and GPUs come that nobody has tried them on. A
 wrong gradient does not stop a training, it spoils it; a kernel that waits for ever cannot be stopped from Python; and
@@ -7,23 +7,26 @@ them, in a process of its own. If the kernels for Hopper (wgmma) fail, those for
 tried, and if they fail too, large matrix products remain (row3.py).
 """
 
-import importlib
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from minunet.base.backend import Gpu, array_module, current_gpu, gpu_array_module
+from minunet.engines.cuda.engine import CudaEngine, step_bytes, takes
 from minunet.engines.cuda.kernels import CupyKernels
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.engines.cuda.trial import what_is_wrong
+from minunet.engines.memory import StepBytes
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 
 #: How long a trial may take. Most of it is the compiler, the first time: some ten seconds.
 SECONDS = 60
-
-EXCLUSIVE_PROCESS = 3  # the compute mode of a GPU that takes one process at a time, by CUDA's numbers
 
 
 class Choice(NamedTuple):
@@ -33,48 +36,69 @@ class Choice(NamedTuple):
     reason: str | None = None
 
 
+def unsupported(
+    net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
+) -> str | None:
+    """Why the engine cannot take this network, or not in this precision on this GPU; or None."""
+    reason = takes(net)
+    if reason is None and precision == "bf16" and (chosen := choose(precision)).kernels == "row3":
+        return f"bf16 needs the engine's own kernels: {chosen.reason}"
+    return reason
+
+
+def build(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str) -> CudaEngine:
+    """The engine with the kernels that :func:`choose` finds."""
+    chosen = choose(precision)
+    kernels = make(array_module(net.head.weight), precision, chosen)
+    return CudaEngine(net, loss, max_batch, image_size, kernels, chosen.reason)
+
+
+def step_bytes_here(precision: str) -> StepBytes:
+    """:func:`minunet.engines.cuda.engine.step_bytes` for the kernels that an engine would have here."""
+    return partial(step_bytes, precision=precision, row3=choose(precision).kernels == "row3")
+
+
 def choose(precision: str) -> Choice:
     """The kernels for a precision on the current GPU. Tried once a process."""
     try:
-        return _tried(importlib.import_module("cupy"), precision)
+        return _tried(gpu_array_module(), precision)
     except ImportError as error:
         return Choice("row3", f"there is no CuPy ({error})")
 
 
-def make(xp: ModuleType, precision: str) -> SpecificationKernels:
-    """The kernels that :func:`choose` finds."""
-    found = choose(precision).kernels
-    if found != "row3":
-        return CupyKernels(precision, hopper=found == "wgmma")
+def make(xp: ModuleType, precision: str, chosen: Choice) -> SpecificationKernels:
+    """The chosen kernels."""
+    if chosen.kernels != "row3":
+        return CupyKernels(precision, hopper=chosen.kernels == "wgmma")
     # CuPy's own switch for float32 products on tensor cores. It looks at it once, before its first product.
     os.environ["CUPY_TF32"] = "1" if precision == "tf32" else "0"
     return Row3Kernels(xp, precision)
 
 
 @cache
-def _tried(cupy: ModuleType, precision: str) -> Choice:
+def _tried(xp: ModuleType, precision: str) -> Choice:
+    """``xp`` is there for the cache: another CuPy is another GPU."""
     try:
-        device = cupy.cuda.Device()
-        capability, number = int(device.compute_capability), int(device.id)
-        exclusive = device.attributes["ComputeMode"] == EXCLUSIVE_PROCESS
+        gpu = current_gpu()
     except Exception as error:  # CuPy raises several types: no driver, no device
         return Choice("row3", f"the GPU does not say what it is ({str(error).partition(chr(10))[0]})")
-    if capability < 80:
-        return Choice("row3", f"the kernels need compute capability 8.0, this GPU has {capability / 10:.1f}")
+    if gpu.capability < 80:
+        return Choice("row3", f"the kernels need compute capability 8.0, this GPU has {gpu.capability / 10:.1f}")
     reasons: list[str] = []
-    for name in ("wgmma", "mma.sync") if capability == 90 and precision != "float32" else ("mma.sync",):
-        why = _in_this_process(precision, name) if exclusive else _in_a_process(precision, name, number)
+    for name in ("wgmma", "mma.sync") if gpu.capability == 90 and precision != "float32" else ("mma.sync",):
+        # Where a GPU takes one process at a time, this one has it.
+        why = what_is_wrong(precision, name) if gpu.exclusive else _in_a_process(precision, name, gpu)
         if why is None:
             return Choice(name, "; ".join(reasons) or None)
         reasons.append(f"the {name} kernels {why}")
     return Choice("row3", "; ".join(reasons))
 
 
-def _in_a_process(precision: str, name: str, number: int) -> str | None:
+def _in_a_process(precision: str, name: str, gpu: Gpu) -> str | None:
     """What is wrong with the kernels, or None, from a process that may hang or lose its GPU."""
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "minunet.engines.cuda.trial", precision, name, "--gpu", str(number)]
+    command = [sys.executable, "-m", "minunet.engines.cuda.trial", precision, name, "--gpu", str(gpu.number)]
     try:
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=SECONDS
@@ -89,10 +113,3 @@ def _in_a_process(precision: str, name: str, number: int) -> str | None:
         return done.stdout.strip()
     last = done.stderr.strip().rpartition("\n")[2]
     return f"ended their process (exit code {done.returncode}{', ' + last if last else ''})"
-
-
-def _in_this_process(precision: str, name: str) -> str | None:
-    """The same where a GPU takes one process at a time, and this one has it."""
-    trial = importlib.import_module("minunet.engines.cuda.trial")  # which needs the engine, and the engine this file
-    wrong: str | None = trial.what_is_wrong(precision, name)
-    return wrong

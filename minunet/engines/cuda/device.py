@@ -1,17 +1,15 @@
-"""What launches a kernel: the current GPU, through CuPy. (Another one is in tests/cuda: an emulator.)"""
+"""What launches a kernel: the current GPU, through CuPy. (Another one is in tests/engines/cuda: an emulator.)"""
 
 import hashlib
-import importlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from minunet.backend import Array
-from minunet.durable import write_durably
+from minunet.base import backend
+from minunet.base.backend import Array
+from minunet.base.durable import write_bytes
 from minunet.engines.cuda.programs import PROGRAMS, Program, options, source
 
 
@@ -36,17 +34,15 @@ class CupyDevice:
     """The current GPU, through CuPy."""
 
     def __init__(self, precision: str, hopper: bool = True) -> None:
-        self.xp = importlib.import_module("cupy")
-        self.precision = precision
-        device = self.xp.cuda.Device()
-        self.multiprocessors = device.attributes["MultiProcessorCount"]
-        self.hopper = hopper and device.compute_capability == "90"
-        self.shared_bytes = device.attributes["MaxSharedMemoryPerBlockOptin"]
+        gpu = backend.current_gpu()
+        self.xp, self.precision = backend.gpu_array_module(), precision
+        self.multiprocessors, self.shared_bytes = gpu.multiprocessors, gpu.shared_bytes
+        self.hopper = hopper and gpu.capability == 90
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str, int], Any] = {}
 
     def address(self, array: Array) -> int:
-        return int(array.data.ptr)
+        return backend.gpu_address(array)
 
     def function(self, program: str, kernel: str, shared: int) -> Any:
         key = (program, kernel, shared)
@@ -63,41 +59,23 @@ class CupyDevice:
     def _module(self, program: Program) -> Any:
         settings, code = options(program, self.precision), source(program.file)
         if not program.hopper:
-            return self.xp.RawModule(code=code, options=settings, backend="nvrtc")
+            return backend.compile_kernels(code, settings)
         # CuPy compiles for sm_90, and wgmma is in sm_90a: so this is compiled here, and kept where CuPy keeps its own.
         settings = (*settings, "--gpu-architecture=sm_90a")
-        nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
-        digest = hashlib.sha256(repr((code, settings, nvrtc.getVersion())).encode()).hexdigest()
-        folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+        digest = hashlib.sha256(repr((code, settings, backend.compiler_version())).encode()).hexdigest()
+        folder = backend.kernel_cache()
         path = folder / f"minunet-{digest[:32]}.cubin"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            cubin = compile_cubin(nvrtc, code, program.file, settings)
-            write_durably(path, lambda file: _write(file, cubin))
-        return self.xp.RawModule(path=str(path))
+            cubin = backend.compile_cubin(code, program.file, settings)
+            write_bytes(path, cubin)
+        return backend.load_kernels(path)
 
     def launch(
         self, program: str, kernel: str, blocks: int, threads: int, arguments: Sequence[Any], shared: int
     ) -> None:
         values = tuple(kernel_argument(value, self.address) for value in arguments)
         self.function(program, kernel, shared)((blocks,), (threads,), values, shared_mem=shared)
-
-
-def compile_cubin(nvrtc: Any, code: str, name: str, settings: tuple[str, ...]) -> bytes:
-    """The machine code of a source, by CuPy's binding to NVIDIA's compiler. Raises RuntimeError with its messages."""
-    handle = nvrtc.createProgram(code, name, (), ())
-    try:
-        nvrtc.compileProgram(handle, settings)
-        cubin: bytes = nvrtc.getCUBIN(handle)
-        return cubin
-    except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"{name} does not compile: {nvrtc.getProgramLog(handle)}") from error
-    finally:
-        nvrtc.destroyProgram(handle)
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def kernel_argument(value: Any, address: Any) -> np.generic:

@@ -1,6 +1,6 @@
 // Dropout masks: one bit a value, drawn by counter.
 //
-// Specification: minunet.rng.random_uint16 and the `kept` of minunet.ops.dropout: value e of an image is kept if its
+// Specification: minunet.base.rng.random_uint16 and the `kept` of minunet.ops.dropout: value e of an image is kept if its
 // 16-bit draw is at least `threshold`, the rate of dropout times 2^16. Bit e % 16 of word e / 16 of the image's row
 // says so.
 //

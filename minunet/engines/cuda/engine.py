@@ -30,24 +30,23 @@ from typing import Any
 
 import numpy as np
 
-from minunet import memory, rng
-from minunet.backend import Array, array_module
-from minunet.engines.cuda.choice import choose, make
+from minunet.base import rng
+from minunet.base.backend import Array, array_module
+from minunet.base.errors import UserError
+from minunet.data.augment import PixelPasses
+from minunet.engines import memory
 from minunet.engines.cuda.optimizer import MultiTensorAdamW, MultiTensorEMA
 from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.engines.plain import Engine
-from minunet.errors import UserError
-from minunet.layers import Arrays
-from minunet.losses import SegmentationLoss
+from minunet.network.layers import Arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
 from minunet.ops import sigmoid_forward
-from minunet.unet import UNet
+from minunet.training.step import Engine
 
 EPS = 1e-3  # of the batch norms
 
 
-def unsupported(
-    net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str = "float32"
-) -> str | None:
+def takes(net: UNet) -> str | None:
     """Why the engine cannot take this network, or None."""
     config = net.config
     if config["dtype"] != "float32":
@@ -56,14 +55,13 @@ def unsupported(
         return "the CUDA engine needs a network with at least two widths"
     if config["up_kernel"] not in (2, 3) or config["head_kernel"] not in (1, 3):
         return "the CUDA engine has transposed convolutions of side 2 and 3, and heads of side 1 and 3"
-    if precision == "bf16" and (chosen := choose(precision)).kernels == "row3":
-        return f"bf16 needs the engine's own kernels: {chosen.reason}"
     return None
 
 
 class CudaEngine(Engine):
-    """The engine for a GPU. ``kernels`` is for tests: what to launch instead of what suits the device.
+    """The engine for a GPU, which launches ``kernels``; choice.py knows those that suit the device.
 
+    ``reason`` says why they are not faster ones.
     Raises UserError, saying which batch would fit, if the buffers do not fit into the GPU's memory.
     """
 
@@ -73,15 +71,14 @@ class CudaEngine(Engine):
         loss: SegmentationLoss,
         max_batch: int,
         image_size: tuple[int, int],
-        precision: str = "float32",
-        kernels: SpecificationKernels | None = None,
+        kernels: SpecificationKernels,
+        reason: str | None = None,
     ) -> None:
         super().__init__(net, loss)
         xp = array_module(net.head.weight)
-        if kernels is None:
-            kernels, self.reason = make(xp, precision), choose(precision).reason
-        self.kernels = kernels
-        self.name = f"cuda, {precision}, {self.kernels.name}"
+        self.kernels, self.reason = kernels, reason
+        self.passes = KernelPasses(kernels)
+        self.name = f"cuda, {kernels.precision}, {kernels.name}"
         self.dtype = str(net.head.weight.dtype)
         free = memory.available_bytes(net)
         try:
@@ -90,7 +87,7 @@ class CudaEngine(Engine):
             # One long array: its norm is one sum. The gradients of conv biases are 0 and stay so.
             self.all_grads = xp.zeros(sum(sizes.values()), dtype=self.dtype)
         except MemoryError:
-            needed = partial(step_bytes, precision=precision, row3=self.kernels.name == "row3")
+            needed = partial(step_bytes, precision=kernels.precision, row3=kernels.name == "row3")
             advice = memory.advice(net, image_size, max_batch, free, needed)
             raise UserError(f"--batch-size: out of GPU memory, {advice}") from None
         self.grads: Arrays = {}
@@ -165,9 +162,15 @@ class CudaEngine(Engine):
     def average(self, values: Arrays, max_decay: float) -> MultiTensorEMA:
         return MultiTensorEMA(self.kernels, values, max_decay)
 
-    # --- Before it ----------------------------------------------------------------------------------------------------
 
-    # The thread that prepares batches calls these while a step runs: they use no memory of the engine.
+class KernelPasses(PixelPasses):
+    """The passes over the pixels of a batch, by ``kernels``.
+
+    The thread that prepares batches calls them while a step runs: they use no memory of the engine.
+    """
+
+    def __init__(self, kernels: SpecificationKernels) -> None:
+        self.kernels = kernels
 
     def warp(self, images: Array, masks: Array, matrices: np.ndarray) -> tuple[Array, Array]:
         xp = array_module(images)
@@ -248,11 +251,6 @@ def plan(net: UNet, n: int, height: int, width: int) -> Iterator[tuple[str, str,
     yield "scratch", "activation", (largest,)
     for name in ("logits", "dlogits"):
         yield name, "real", (n, height, width, config["out_channels"])
-
-
-def step_bytes_here(precision: str = "float32") -> memory.StepBytes:
-    """:func:`step_bytes` for the kernels that an engine would have here."""
-    return partial(step_bytes, precision=precision, row3=choose(precision).kernels == "row3")
 
 
 def step_bytes(

@@ -1,8 +1,8 @@
 """The kernels of the ``.cu`` files behind the methods of ``SpecificationKernels``: which launch, over how many blocks.
 
 A method checks shapes, chooses tiles and launches; the arithmetic is in the ``.cu`` file that it names. The launching
-itself is a device's (device.py): CuPy's in :class:`CupyKernels`, the emulator's in tests/cuda, so that the tests run
-this very code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
+itself is a device's (device.py): CuPy's in :class:`CupyKernels`, the emulator's in tests/engines/cuda, so that the
+tests run this very code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minunet import rng
-from minunet.backend import Array
+from minunet.base import rng
+from minunet.base.backend import Array
 from minunet.engines.cuda.device import CupyDevice, Device
 from minunet.engines.cuda.programs import (
     PRECISIONS,

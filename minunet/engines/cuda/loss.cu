@@ -1,6 +1,6 @@
 // The loss and its gradient: soft Dice and cross entropy, of logits.
 //
-// Specification: minunet.losses segmentation_loss_forward and _backward, with the sigmoid and the logarithm in the
+// Specification: minunet.network.loss segmentation_loss_forward and _backward, with the sigmoid and the logarithm in the
 // forms that do not overflow.
 //
 // Idea: three launches. With logit z, probability p and target t: four sums an image, of p t, p, t and the cross

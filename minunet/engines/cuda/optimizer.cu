@@ -1,6 +1,6 @@
 // The optimiser: all parameters of a network in one launch.
 //
-// Specification: minunet.optim AdamW.step, the norm in clip_by_global_norm, WeightEMA.update. The same operations in
+// Specification: minunet.training.optim AdamW.step, the norm in clip_by_global_norm, WeightEMA.update. The same operations in
 // the same order, so the same bits as NumPy's.
 //
 // Idea. A network has some hundred small arrays and a few large ones; a launch for each would leave the GPU waiting. So

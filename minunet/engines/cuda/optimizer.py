@@ -1,20 +1,20 @@
 """AdamW and the average of the weights, each in one launch for all parameters.
 
-Specification: minunet.optim. There each parameter costs some twenty launches of a few microseconds; a hundred
+Specification: minunet.training.optim. There each parameter costs some twenty launches of a few microseconds; a hundred
 parameters then take longer than a training step on a small batch. Here one kernel walks over a table of all of them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.layers import Arrays
-from minunet.optim import AdamW, WeightEMA
+from minunet.network.layers import Arrays
+from minunet.training.optim import AdamW, WeightEMA
 
 
 class MultiTensorAdamW(AdamW):
-    """:class:`minunet.optim.AdamW`, its step by ``kernels``."""
+    """:class:`minunet.training.optim.AdamW`, its step by ``kernels``."""
 
     def __init__(self, kernels: SpecificationKernels, parameters: Arrays, lr: float, **options: Any) -> None:
         super().__init__(parameters, lr, **options)
@@ -35,7 +35,7 @@ class MultiTensorAdamW(AdamW):
 
 
 class MultiTensorEMA(WeightEMA):
-    """:class:`minunet.optim.WeightEMA`, its update by ``kernels``."""
+    """:class:`minunet.training.optim.WeightEMA`, its update by ``kernels``."""
 
     def __init__(self, kernels: SpecificationKernels, values: Arrays, max_decay: float = 0.999) -> None:
         super().__init__(values, max_decay)

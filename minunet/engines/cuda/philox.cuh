@@ -1,6 +1,6 @@
 // Random numbers by counter.
 //
-// Specification: minunet.rng.philox.
+// Specification: minunet.base.rng.philox.
 //
 // Idea. Philox 4x64-10 turns a 256-bit counter and a 128-bit key into 256 random bits, without any state: ten rounds of
 // two 64 x 64 bit products and some exclusive ors. So a thread makes the block of bits that it needs, and no other.
@@ -9,7 +9,7 @@
 // Cost: about 250 instructions for 256 bits.
 #pragma once
 
-struct Key {  // minunet.rng.Key
+struct Key {  // minunet.base.rng.Key
     unsigned long long seed, epoch, step, stream, image;
 };
 

@@ -14,7 +14,7 @@
 // In an asm statement %0, %1, ... are what follows the colons: first what it writes ("=", "+" if it is read, too), then
 // what it reads; "r" and "l" are registers of 32 and 64 bits, "f" holds a float, "n" is a constant.
 //
-// The emulator (tests/cuda/emulator.h) has these functions for a machine without a GPU. Source: PTX ISA, "mma",
+// The emulator (tests/engines/cuda/emulator.h) has these functions for a machine without a GPU. Source: PTX ISA, "mma",
 // "ldmatrix", "cp.async", "cvt".
 #pragma once
 

@@ -19,7 +19,7 @@ where our kernels do not.
 
 from collections.abc import Iterator
 
-from minunet.backend import Array, accumulation_dtype, array_module
+from minunet.base.backend import Array, accumulation_dtype, array_module
 from minunet.engines.cuda.specification import SpecificationKernels
 
 #: Bytes of lowered images at a time: they are written and read back at once, so they should stay in the L2 cache.

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from minunet import losses, ops, rng
-from minunet.backend import Array, accumulation_dtype
+from minunet import ops
+from minunet.base import rng
+from minunet.base.backend import Array, accumulation_dtype
 from minunet.data.augment import PLAIN
+from minunet.network.loss import segmentation_loss_backward, segmentation_loss_forward
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 from minunet.ops.conv2d import Conv2dCache
-from minunet.optim import AdamW
+from minunet.training.optim import AdamW
 
 
 class SpecificationKernels:
@@ -263,9 +265,9 @@ class SpecificationKernels:
         value: Array,
         dlogits: Array,
     ) -> None:
-        """losses.segmentation_loss, forward into ``value`` (1,) and backward into ``dlogits``."""
-        value[...], cache = losses.segmentation_loss_forward(logits, target, dice_weight, bce_weight, smooth, over)
-        dlogits[...] = losses.segmentation_loss_backward(cache)
+        """network.loss.segmentation_loss, forward into ``value`` (1,) and backward into ``dlogits``."""
+        value[...], cache = segmentation_loss_forward(logits, target, dice_weight, bce_weight, smooth, over)
+        dlogits[...] = segmentation_loss_backward(cache)
 
     # --- What follows the gradients -----------------------------------------------------------------------------------
 

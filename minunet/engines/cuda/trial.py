@@ -6,21 +6,21 @@ Prints what is wrong, with exit code 1, or nothing. choice.py runs it in a proce
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterable
 
 import numpy as np
 
-from minunet import rng, training
-from minunet.backend import Array, to_numpy
+from minunet.base import rng
+from minunet.base.backend import Array, to_numpy, use_gpu
 from minunet.engines.cuda.engine import CudaEngine
 from minunet.engines.cuda.kernels import CupyKernels
 from minunet.engines.cuda.programs import PRECISIONS
 from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.layers import Arrays, map_arrays
-from minunet.losses import SegmentationLoss
-from minunet.unet import UNet
+from minunet.network.layers import Arrays, map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.step import train_step
 
 #: The largest difference from the specification, over the largest value: rounding, of products and of what is stored.
 CONVOLUTION = {"float32": 1e-4, "tf32": 1e-2, "bf16": 3e-2}
@@ -35,7 +35,7 @@ def what_is_wrong(precision: str, name: str, gpu: int | None = None) -> str | No
     """
     try:
         if gpu is not None:
-            importlib.import_module("cupy").cuda.Device(gpu).use()
+            use_gpu(gpu)
         kernels, specification = CupyKernels(precision, hopper=name == "wgmma"), SpecificationKernels(np, precision)
         kernels.device.multiprocessors = 1  # a block then has many tiles, as it has in a network of full size
         for what, distance, bounds in (
@@ -121,9 +121,9 @@ def _changes(kernels: SpecificationKernels) -> tuple[np.ndarray, np.ndarray]:
     x = xp.asarray(draw.standard_normal((2, *size, 3), dtype=np.float32))
     target = xp.asarray((draw.random((2, *size, 1)) < 0.3).astype(np.float32))
     loss = SegmentationLoss()
-    with CudaEngine(net, loss, 2, size, kernels.precision, kernels) as engine:
+    with CudaEngine(net, loss, 2, size, kernels) as engine:
         optimizer = engine.optimizer(net.parameters(), 1.0, eps=1.0)
-        training.train_step(net, optimizer, x, target, loss, rng.Key(0), lr=1.0, clip_norm=1.0, engine=engine)
+        train_step(net, optimizer, x, target, loss, rng.Key(0), lr=1.0, clip_norm=1.0, engine=engine)
     return _flat(net.parameters()) - before[0], _flat(net.buffers()) - before[1]
 
 

@@ -12,7 +12,7 @@ To read: docs/derivations/adamw.md, down to "The lines it becomes"; Loshchilov &
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def adamw_step(

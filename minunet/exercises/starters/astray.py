@@ -11,7 +11,7 @@ Here it falls at first, and then it grows. Run this file and see; then mend it, 
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def blur(x: Array, weight: Array) -> Array:

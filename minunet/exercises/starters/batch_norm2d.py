@@ -15,7 +15,7 @@ To read: docs/derivations/batch_norm2d.md, down to "The lines it becomes". It is
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 
 

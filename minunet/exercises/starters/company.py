@@ -10,7 +10,7 @@ another batch. Run this file and see; then mend it, keeping the names of the fun
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 class Net:

@@ -14,7 +14,7 @@ To read: docs/derivations/conv2d.md, down to "The lines it becomes".
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.conv2d import Conv2dCache
 
 

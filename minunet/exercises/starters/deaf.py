@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minunet.backend import Array
-from minunet.losses import bce_with_logits_backward, bce_with_logits_forward
+from minunet.base.backend import Array
 from minunet.ops import (
     concat_backward,
     concat_forward,
@@ -27,6 +26,7 @@ from minunet.ops import (
     relu_backward,
     relu_forward,
 )
+from minunet.ops.bce_with_logits import bce_with_logits_backward, bce_with_logits_forward
 
 
 def new_parameters(seed: int = 0) -> dict[str, Array]:

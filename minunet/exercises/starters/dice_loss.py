@@ -15,8 +15,8 @@ To read: docs/derivations/dice_loss.md, down to "The lines it becomes".
 
 import numpy as np
 
-from minunet.backend import Array
-from minunet.losses import DiceLossCache
+from minunet.base.backend import Array
+from minunet.ops.dice_loss import DiceLossCache
 
 
 def dice_loss_backward(cache: DiceLossCache) -> Array:

@@ -13,7 +13,7 @@ To read: docs/derivations/max_pool2d.md, down to "The lines it becomes".
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops.max_pool2d import MaxPool2dCache
 
 

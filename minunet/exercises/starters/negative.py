@@ -13,7 +13,7 @@ The definition is  Dice = (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def dice_loss(probabilities: Array, target: Array, smooth: float = 1.0) -> float:

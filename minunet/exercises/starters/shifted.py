@@ -11,7 +11,7 @@ keeping the names of the functions.
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

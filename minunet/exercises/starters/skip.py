@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 from minunet.ops import (
     concat_forward,
     conv_transpose2d_backward,

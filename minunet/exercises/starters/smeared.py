@@ -11,7 +11,7 @@ mend it, keeping the names of the functions.
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def augment(images: Array, masks: Array, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -30,7 +30,7 @@ def augment(images: Array, masks: Array, generator: np.random.Generator) -> tupl
 def main() -> None:
     """Show the symptom: the share of bright pixels that the mask calls tumour, and four pairs."""
     from minunet.data import phantom
-    from minunet.plots import plot_samples
+    from minunet.results.plots import plot_samples
 
     volumes = [phantom.make_patient(seed=0, patient=patient, size=64) for patient in range(4)]
     largest = [int(masks.sum(axis=(1, 2, 3)).argmax()) for _, masks in volumes]

@@ -11,7 +11,7 @@ mend it, keeping the names of the functions.
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 class Optimizer:

@@ -10,7 +10,7 @@ above 0.73, however long the training. Run this file and see; then mend it, keep
 
 import numpy as np
 
-from minunet.backend import Array
+from minunet.base.backend import Array
 
 
 def sigmoid(z: Array) -> Array:

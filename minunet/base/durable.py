@@ -1,0 +1,131 @@
+"""Files that are either the old one or the new one, whole, whatever happens while they are written.
+
+A file that is overwritten in place is neither for a moment, and a kill or a full disk at that moment
+loses both. So the new content goes into a temporary file in the same folder, is forced to the disk, and
+takes the old one's name in one step, which a POSIX file system does entirely or not at all::
+
+    write  ->  fsync(file)  ->  replace(temporary, path)  ->  fsync(folder)
+
+Without the first fsync a power cut can leave the new name on an empty file; without the second, the old
+name may come back. Checkpoints and every file of a run folder are written this way.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from minunet.base.errors import UserError
+
+#: What a kill during a write leaves behind; ``minunet.base.run_folder.run_folder`` removes it.
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.minunet-tmp")
+
+_ADVICE = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+    errno.ENOENT: "create its folder first",
+    errno.EISDIR: "choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write(file)`` write a binary file, and put it at ``path`` only when all of it is on the disk.
+
+    If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
+    temporary file is removed.
+
+    Raises UserError if the system refuses (disk full, no permission, ...); what ``write`` raises passes through.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.minunet-tmp"
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"{_cannot_write(path, error)}; what was there before is unchanged") from error
+        raise
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{_cannot_write(path.parent, error)}; {path.name} may be lost in a power cut") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder, and journals its names itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{path}: cannot be written ({reason}), {_ADVICE.get(error.errno or 0, 'choose another folder')}"
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """``text`` as a UTF-8 file at ``path``, by :func:`write_durably`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """``data`` as a file at ``path``, by :func:`write_durably`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_durably(path, write)
+
+
+def json_text(value: Any, *, exact: bool = False, indent: int | None = 2) -> str:
+    r"""``value`` as JSON: dicts with string keys, lists, tuples, paths, and numbers of Python or NumPy.
+
+    JSON has no word for NaN and infinity. They become ``null``, which every reader understands, or, with
+    ``exact``, the ``NaN`` and ``Infinity`` that Python's own reader turns back into the same number.
+
+    >>> json_text({"dice": np.float32(0.5), "hd95": float("nan")})
+    '{\n  "dice": 0.5,\n  "hd95": null\n}'
+
+    Raises ValueError for a key that is no string and for a value of any other kind.
+    """
+    return json.dumps(_plain(value, exact), indent=indent)
+
+
+def _plain(value: Any, exact: bool) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"a key in JSON must be a string, got {key!r}")
+        return {key: _plain(item, exact) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, exact) for item in value]
+    if isinstance(value, float):
+        return value if exact or math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise ValueError(f"a value in JSON must be a dict, list, string, number, bool or None, got {type(value).__name__}")

@@ -1,0 +1,97 @@
+"""How much memory a training step takes, how much there is, and the batch that would fit: for when it runs out."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minunet.base.backend import device_of, free_gpu_bytes
+from minunet.network.unet import UNet
+from minunet.summary import summary
+
+#: The side of square images in pixels, or height and width.
+Size = int | tuple[int, int]
+StepBytes = Callable[[UNet, Any, int], int]
+
+
+def training_bytes(net: UNet, size: Size, batch: int) -> int:
+    """About what a training step on ``batch`` images of ``size`` needs at its peak on the plain path, in bytes.
+
+    The outputs of all layers (see ``minunet.summary``), and six arrays for each parameter: its value, its gradient,
+    two moments, an average, and what the optimiser holds while it works.
+
+    >>> net = UNet(widths=(8, 16), up_kernel=2)
+    >>> round(training_bytes(net, size=64, batch=16) / 1e6)
+    43
+    """
+    weights = sum(array.nbytes for array in net.parameters().values())
+    height, width = (size, size) if isinstance(size, int) else size
+    return 6 * weights + summary(net, height, width, batch).activation_bytes
+
+
+def largest_batch(net: UNet, size: Size, available: int, step_bytes: StepBytes = training_bytes) -> int:
+    """The largest batch for which ``step_bytes`` is at most ``available``; 0 if no batch is small enough.
+
+    >>> net = UNet(widths=(8, 16), up_kernel=2)
+    >>> largest_batch(net, size=64, available=training_bytes(net, size=64, batch=16))
+    16
+    """
+    one, two = step_bytes(net, size, 1), step_bytes(net, size, 2)
+    return max(0, (available - one) // (two - one) + 1)
+
+
+def available_bytes(net: UNet) -> int | None:
+    """The memory that is free now on the device of ``net``: of the GPU, or the machine and the limits on this process.
+
+    None where the system does not say (other systems than Linux).
+    """
+    if device_of(net.head.weight) == "cuda":
+        return free_gpu_bytes()
+    limits = [_kilobytes("/proc/meminfo", "MemAvailable"), _address_space(), _control_group()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def advice(net: UNet, size: Size, batch: int, available: int | None, step_bytes: StepBytes = training_bytes) -> str:
+    """What a step on ``batch`` images needs, and the batch to choose instead; ``available`` is what is free before.
+
+    ``step_bytes`` is :func:`training_bytes`, or what an engine needs in its stead.
+
+    >>> net = UNet(widths=(8, 16), up_kernel=2)
+    >>> print(advice(net, size=64, batch=1000, available=10**9))
+    a step on a batch of 1000 takes about 2.7 GB and 1.0 GB are free, choose at most 369
+    """
+    needed = f"a step on a batch of {batch} takes about {step_bytes(net, size, batch) / 1e9:.1f} GB"
+    if available is None:
+        return f"{needed}, choose a smaller one"
+    fits = min(largest_batch(net, size, available, step_bytes), batch - 1)
+    choice = f"at most {fits}" if fits > 0 else "smaller images or a smaller network"
+    return f"{needed} and {available / 1e9:.1f} GB are free, choose {choice}"
+
+
+def _kilobytes(file: str, name: str) -> int | None:
+    """The entry ``name`` of a file of /proc with lines like ``MemAvailable:  1234 kB``, in bytes."""
+    try:
+        match = re.search(rf"^{name}:\s*(\d+) kB$", Path(file).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return None if match is None else 1024 * int(match[1])
+
+
+def _address_space() -> int | None:
+    """What ``ulimit -v`` leaves, if it limits this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], _kilobytes("/proc/self/status", "VmSize")
+    return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)
+
+
+def _control_group() -> int | None:
+    """What the container leaves, if this process is in one with a limit (control groups, version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # no control groups, or no limit: "max"
+        return None

@@ -1,0 +1,181 @@
+"""The rooms of the U: two convolutions in a row, the step down and the step up.
+
+Each backward is its forward read from the last line to the first. What a line put into the cache, the
+mirrored line takes out, under the same name. That name is the layer's: in forward ``conv1`` is what
+``self.conv1`` wants to remember, in backward it is the gradients of its arrays.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minunet import ops
+from minunet.base import rng
+from minunet.base.backend import Array
+from minunet.network.layers import Arrays, BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Layer, prefixed
+from minunet.ops.batch_norm2d import BatchNorm2dCache
+from minunet.ops.concat import ConcatCache
+from minunet.ops.conv2d import Conv2dCache
+from minunet.ops.conv_transpose2d import ConvTranspose2dCache
+from minunet.ops.dropout import DropoutCache
+from minunet.ops.max_pool2d import MaxPool2dCache
+from minunet.ops.relu import ReluCache
+
+
+class DoubleConvCache(NamedTuple):
+    """What :meth:`DoubleConv.backward` needs: the cache of each line of forward."""
+
+    conv1: Conv2dCache
+    norm1: BatchNorm2dCache
+    relu1: ReluCache
+    conv2: Conv2dCache
+    norm2: BatchNorm2dCache
+    relu2: ReluCache
+
+
+class DoubleConv(Layer):
+    """Convolution 3x3, batch norm, ReLU, twice: (N, H, W, C_in) to (N, H, W, C_out)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, conv_bias: bool, generator: np.random.Generator, dtype: str
+    ) -> None:
+        self.conv1 = Conv2d(in_channels, out_channels, bias=conv_bias, generator=generator, dtype=dtype)
+        self.norm1 = BatchNorm2d(out_channels, dtype=dtype)
+        self.conv2 = Conv2d(out_channels, out_channels, bias=conv_bias, generator=generator, dtype=dtype)
+        self.norm2 = BatchNorm2d(out_channels, dtype=dtype)
+
+    def forward(self, x: Array, *, training: bool) -> tuple[Array, DoubleConvCache]:
+        x, conv1 = self.conv1.forward(x)
+        x, norm1 = self.norm1.forward(x, training=training)
+        x, relu1 = ops.relu_forward(x)
+        x, conv2 = self.conv2.forward(x)
+        x, norm2 = self.norm2.forward(x, training=training)
+        x, relu2 = ops.relu_forward(x)
+        return x, DoubleConvCache(conv1, norm1, relu1, conv2, norm2, relu2)
+
+    def backward(self, dy: Array, cache: DoubleConvCache) -> tuple[Array, Arrays]:
+        dx = ops.relu_backward(dy, cache.relu2)
+        dx, norm2 = self.norm2.backward(dx, cache.norm2)
+        dx, conv2 = self.conv2.backward(dx, cache.conv2)
+        dx = ops.relu_backward(dx, cache.relu1)
+        dx, norm1 = self.norm1.backward(dx, cache.norm1)
+        dx, conv1 = self.conv1.backward(dx, cache.conv1)
+        return dx, prefixed({"conv1": conv1, "norm1": norm1, "conv2": conv2, "norm2": norm2})
+
+    def parameters(self) -> Arrays:
+        layers = {"conv1": self.conv1, "norm1": self.norm1, "conv2": self.conv2, "norm2": self.norm2}
+        return prefixed({name: layer.parameters() for name, layer in layers.items()})
+
+    def buffers(self) -> Arrays:
+        return prefixed({"norm1": self.norm1.buffers(), "norm2": self.norm2.buffers()})
+
+    def batch_stats(self, cache: DoubleConvCache) -> Arrays:
+        norm1, norm2 = self.norm1.batch_stats(cache.norm1), self.norm2.batch_stats(cache.norm2)
+        return prefixed({"norm1": norm1, "norm2": norm2})
+
+
+class DownCache(NamedTuple):
+    """What :meth:`Down.backward` needs: the cache of each line of forward."""
+
+    convs: DoubleConvCache
+    pool: MaxPool2dCache
+    dropout: DropoutCache
+
+
+class Down(Layer):
+    """One step down the left side: the features of this level, which are its skip, and the same at half the size.
+
+    Its arrays have the names of its double convolution: ``down1.conv1.weight``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dropout: Dropout,
+        conv_bias: bool,
+        generator: np.random.Generator,
+        dtype: str,
+    ) -> None:
+        self.convs = DoubleConv(in_channels, out_channels, conv_bias=conv_bias, generator=generator, dtype=dtype)
+        self.dropout = dropout
+
+    def forward(self, x: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, Array, DownCache]:
+        """(N, H, W, C_in) to x (N, H/2, W/2, C_out), skip (N, H, W, C_out), and the cache."""
+        skip, convs = self.convs.forward(x, training=training)
+        x, pool = ops.max_pool2d_forward(skip)
+        x, dropout = self.dropout.forward(x, key=key)
+        return x, skip, DownCache(convs, pool, dropout)
+
+    def backward(self, dy: Array, dskip: Array, cache: DownCache) -> tuple[Array, Arrays]:
+        dx, _ = self.dropout.backward(dy, cache.dropout)
+        # The skip was used twice, by the pool and by the other side of the U: its gradient is the sum of both.
+        dskip = dskip + ops.max_pool2d_backward(dx, cache.pool)
+        return self.convs.backward(dskip, cache.convs)
+
+    def parameters(self) -> Arrays:
+        return self.convs.parameters()
+
+    def buffers(self) -> Arrays:
+        return self.convs.buffers()
+
+    def batch_stats(self, cache: DownCache) -> Arrays:
+        return self.convs.batch_stats(cache.convs)
+
+
+class UpCache(NamedTuple):
+    """What :meth:`Up.backward` needs: the cache of each line of forward."""
+
+    up: ConvTranspose2dCache
+    concat: ConcatCache
+    dropout: DropoutCache
+    convs: DoubleConvCache
+
+
+class Up(Layer):
+    """One step up the right side: twice the size, joined with the skip of the same level, then convolved.
+
+    Its arrays are ``up1.up.weight`` and those of its double convolution, ``up1.conv1.weight``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        up_kernel: int,
+        dropout: Dropout,
+        conv_bias: bool,
+        generator: np.random.Generator,
+        dtype: str,
+    ) -> None:
+        self.up = ConvTranspose2d(in_channels, out_channels, up_kernel, generator=generator, dtype=dtype)
+        self.dropout = dropout
+        # Twice the channels: half of them come up, half of them come from the skip.
+        self.convs = DoubleConv(2 * out_channels, out_channels, conv_bias=conv_bias, generator=generator, dtype=dtype)
+
+    def forward(self, x: Array, skip: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, UpCache]:
+        """From x (N, H/2, W/2, C_in) and skip (N, H, W, C_out) to (N, H, W, C_out), and the cache."""
+        x, up = self.up.forward(x)
+        x, concat = ops.concat_forward(x, skip)
+        x, dropout = self.dropout.forward(x, key=key)
+        x, convs = self.convs.forward(x, training=training)
+        return x, UpCache(up, concat, dropout, convs)
+
+    def backward(self, dy: Array, cache: UpCache) -> tuple[Array, Array, Arrays]:
+        """Returns dx, dskip and the gradients of the block's arrays."""
+        dx, convs = self.convs.backward(dy, cache.convs)
+        dx, _ = self.dropout.backward(dx, cache.dropout)
+        dx, dskip = ops.concat_backward(dx, cache.concat)
+        dx, up = self.up.backward(dx, cache.up)
+        return dx, dskip, {**prefixed({"up": up}), **convs}
+
+    def parameters(self) -> Arrays:
+        return {**prefixed({"up": self.up.parameters()}), **self.convs.parameters()}
+
+    def buffers(self) -> Arrays:
+        return self.convs.buffers()
+
+    def batch_stats(self, cache: UpCache) -> Arrays:
+        return self.convs.batch_stats(cache.convs)

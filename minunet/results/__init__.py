@@ -1,0 +1,1 @@
+"""What people look at: pictures, the report of a run, masks for new images."""

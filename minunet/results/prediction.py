@@ -1,0 +1,191 @@
+"""From a checkpoint and image files of any size to masks: what training did to its images, done to new ones.
+
+A network has learned from images prepared in one way, and a prediction is only as good as it is prepared in the same
+way. So the preparation is read from the checkpoint, never guessed:
+
+1. Each image is resized to the square that the network was trained on, by the very function that read the training
+   data (``data.lgg.resize_image``). The ratio of the sides is not kept, as it was not in training; slices of
+   LGG-MRI are square.
+2. The grey values are normalised with the statistics of their volume. The images of one folder are taken to be one
+   volume. An image alone is a volume of one slice, and its statistics differ from those of the patient's whole
+   volume, most of all in a slice near the crown: give the whole folder where you can.
+3. The probabilities are resized back to the image's own size, bilinearly, and compared with the threshold only
+   there, so that the outline is smooth at any size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from minunet import engines
+from minunet.base.backend import to_device
+from minunet.base.durable import write_durably
+from minunet.base.errors import UserError
+from minunet.data.lgg import read_image, shown
+from minunet.data.normalize import Normalization
+from minunet.data.slices import SliceSet
+from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet
+from minunet.training.checkpoint import load_net
+from minunet.training.evaluation import predict_slices
+from minunet.training.step import Engine
+
+#: Images that are predicted at a time.
+BATCH = 16
+
+#: Files of a folder with another ending are no images.
+IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network with the preparation of images that it was trained with. A ``with`` block closes its engine."""
+
+    net: UNet
+    normalization: Normalization
+    image_size: int  # pixels: the side of the square that every image is resized to
+    flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
+    engine: Engine | None = None  # None: the plain path
+    batch: int = BATCH  # images at a time
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | PathLike,
+        *,
+        weights: str = "auto",
+        device: str = "cpu",
+        engine: str = "plain",
+        precision: str = "float32",
+        max_batch: int = BATCH,
+    ) -> "Predictor":
+        """The predictor in a checkpoint of ``training.fit``; ``weights`` as in ``checkpoint.load_net``.
+
+        ``engine``, ``precision`` and ``max_batch`` (images at a time) as in ``minunet.engines.build``.
+        Raises UserError if the file is no checkpoint, or does not say how images are prepared.
+        """
+        net, metadata = load_net(checkpoint, weights)
+        if net.config["in_channels"] != 3:
+            raise UserError(
+                f"{shown(checkpoint)}: its network takes {net.config['in_channels']} channels, "
+                "give a checkpoint of a network for RGB images"
+            )
+        normalization, image_size, flip_average = _preprocessing(checkpoint, metadata)
+        net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
+        batch, size = min(max_batch, BATCH), (image_size, image_size)
+        built = engines.build(net, SegmentationLoss(), batch, size, device, choice=engine, precision=precision)
+        built.freeze()
+        return cls(net, normalization, image_size, flip_average, built, batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+    def read(self, files: Sequence[Path]) -> np.ndarray:
+        """The images of one volume at the network's size: uint8 (S, size, size, 3).
+
+        Raises UserError for a file that is no image.
+        """
+        return np.stack([read_image(file, self.image_size) for file in files])
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume."""
+        count = len(images)
+        slices = SliceSet(
+            images=images,
+            masks=np.zeros((*images.shape[:3], 1), np.uint8),  # nobody knows them yet, and nothing looks at them
+            patients=("volume",) * count,
+            numbers=tuple(range(count)),
+            files=("",) * count,
+        )
+        return predict_slices(
+            self.net,
+            slices,
+            self.normalization,
+            batch_size=self.batch,
+            flip_average=self.flip_average,
+            engine=self.engine,
+        )
+
+
+def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tuple[Normalization, int, bool]:
+    """Normalisation, image size and flip average from a checkpoint's metadata["preprocessing"]."""
+    found = metadata.get("preprocessing")
+    try:
+        # An entry that this code does not know would be a step of the preparation that it leaves out.
+        if not isinstance(found, dict) or set(found) != {"normalization", "image_size", "flip_average"}:
+            raise ValueError("must have normalization, image_size and flip_average, and no more")
+        size = found["image_size"]
+        if type(size) is not int or not 1 <= size <= 8192:
+            raise ValueError(f"image_size must be a whole number from 1 to 8192, got {size!r}")
+        if type(found["flip_average"]) is not bool:
+            raise ValueError(f"flip_average must be true or false, got {found['flip_average']!r}")
+        return Normalization.from_dict(found["normalization"]), size, found["flip_average"]
+    except ValueError as error:
+        raise UserError(
+            f"{shown(checkpoint)}: does not say how to prepare images (preprocessing: {error}), "
+            "give a checkpoint that examples/train_lgg.py wrote"
+        ) from None
+
+
+def find_volumes(paths: Iterable[str | PathLike]) -> list[list[Path]]:
+    """The image files that ``paths`` (files, and folders of files) name, those of one folder together.
+
+    Files called ``<anything>_mask.<ending>`` are masks and left out, so that a patient's folder of LGG-MRI can be
+    given as it is. Folders in folders are not searched.
+
+    Raises UserError for a path that is not there or holds no image.
+    """
+    volumes: dict[Path, dict[Path, None]] = {}  # by folder; the files as keys, each once and in order
+    for path in map(Path, paths):
+        try:
+            if path.is_dir():
+                files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_ENDINGS]
+            else:
+                files = [path]
+        except OSError as error:
+            raise UserError(f"{shown(path)}: cannot be read ({error.strerror}), check its permissions") from None
+        images = [file for file in files if not file.stem.lower().endswith("_mask")]
+        if not images:
+            endings = ", ".join(IMAGE_ENDINGS)
+            raise UserError(
+                f"{shown(path)}: no image found, give images ({endings}; masks are left out) or their folder"
+            )
+        for file in images:
+            if not file.exists():
+                raise UserError(f"{shown(file)}: no such file or folder, check the path")
+            volumes.setdefault(file.parent.resolve(), {})[file] = None
+    return [list(files) for files in volumes.values()]
+
+
+def resize_probabilities(probabilities: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``probabilities``, float32 (h, w, K), at ``height`` x ``width``: bilinear, and averaged where it shrinks.
+
+    >>> resize_probabilities(np.array([[[0.0], [1.0]]], "float32"), 1, 4).ravel()
+    array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
+    """
+    from PIL import Image
+
+    channels = [
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(probabilities, -1, 0)
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def write_png(path: str | PathLike, pixels: np.ndarray) -> None:
+    """``pixels``, uint8 (H, W) or (H, W, 3), as a PNG at ``path``. Raises UserError if it cannot be written."""
+    from PIL import Image
+
+    write_durably(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))

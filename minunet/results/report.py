@@ -1,0 +1,88 @@
+"""What a run leaves for people: its pictures, its figures and the table at its end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minunet.base import rng
+from minunet.base.backend import to_numpy
+from minunet.base.durable import json_text, write_text
+from minunet.data.batches import prepare_batch
+from minunet.data.normalize import Normalization
+from minunet.data.phantom import best_flair_threshold_dice
+from minunet.data.slices import SliceSet
+from minunet.results.plots import plot_curves, plot_per_patient, plot_predictions, plot_samples
+from minunet.training import metrics
+from minunet.training.config import TrainingConfig
+
+
+def write_samples(folder: Path, slices: SliceSet, config: TrainingConfig, normalization: Normalization) -> None:
+    """``samples.png``: a training slice of each of four patients, its mask, and the pair augmented as in training."""
+    names = slices.patient_names()
+    chosen = [_largest_tumour(slices, names[place]) for place in _spread(len(names), 4)]
+    batch = prepare_batch(
+        slices,
+        normalization.statistics(slices),
+        np.array(chosen),
+        "cpu",
+        augmentation=config.augmentation,
+        move_masks=config.augment_masks,
+        key=rng.Key(config.seed),
+    )
+    titles = [_title(slices, place) for place in chosen]
+    plot_samples(
+        folder / "samples.png", slices.images[chosen], slices.masks[chosen], batch.x, to_numpy(batch.target), titles
+    )
+
+
+def write_curves(folder: Path, history: list[dict[str, float]], best_epoch: int | None) -> None:
+    """``curves.png``: loss and Dice over the epochs (from 1), training beside validation."""
+    plot_curves(folder / "curves.png", history, best_epoch)
+
+
+def write_test(
+    folder: Path, slices: SliceSet, probabilities: np.ndarray, normalization: Normalization, **extra: Any
+) -> str:
+    """``metrics.json``, ``predictions.png`` and ``per_patient.png`` of the test slices. Returns the table to print.
+
+    ``probabilities`` is (S, H, W, 1). The entries of ``extra`` are added to ``metrics.json``.
+    """
+    scores = metrics.evaluate_masks(probabilities, slices.masks, slices.patients)
+    grey, of_grey = best_flair_threshold_dice(slices)
+    normalized, of_normalized = best_flair_threshold_dice(slices, normalization)
+    baseline = {
+        "raw": {"threshold": grey, "mean_dice": of_grey},
+        "normalized": {"threshold": normalized, "mean_dice": of_normalized},
+    }
+    write_text(folder / "metrics.json", json_text({**extra, "test": scores, "best_flair_threshold": baseline}))
+
+    patients = scores["per_patient"]
+    interval = patients["summary"]["dice"]["mean_interval"]
+    plot_per_patient(folder / "per_patient.png", patients["names"], patients["dice"], interval)
+    ranked = [name for _, name in sorted(zip(patients["dice"], patients["names"], strict=True))]
+    cases = ranked[::-1] if len(ranked) < 6 else ranked[:-4:-1] + ranked[2::-1]  # the three best, the three worst
+    chosen = [_largest_tumour(slices, name) for name in cases]
+    titles = [_title(slices, place) for place in chosen]
+    plot_predictions(
+        folder / "predictions.png", slices.images[chosen], slices.masks[chosen], probabilities[chosen], titles
+    )
+    return (
+        f"{metrics.format_report(scores)}\n"
+        f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {max(of_grey, of_normalized):.3f}"
+    )
+
+
+def _largest_tumour(slices: SliceSet, patient: str) -> int:
+    """The patient's slice with the largest tumour; the middle one if there is none."""
+    places = [place for place, name in enumerate(slices.patients) if name == patient]
+    area = slices.masks[places].sum(axis=(1, 2, 3), dtype=np.int64)
+    return places[int(area.argmax())] if area.any() else places[len(places) // 2]
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return sorted({int(place) for place in np.linspace(0, count - 1, min(count, wanted)).round()})
+
+
+def _title(slices: SliceSet, place: int) -> str:
+    return f"{slices.patients[place]}\nslice {slices.numbers[place]}"

@@ -1,0 +1,182 @@
+"""Checkpoints: everything a run needs to go on, in one file that is whole or absent.
+
+A checkpoint is a guarded archive (:mod:`minunet.base.archive`) with these arrays::
+
+    parameters/down1.conv1.weight            the network
+    buffers/down1.norm1.running_mean         its running statistics
+    adamw/first_moment/down1.conv1.weight, adamw/second_moment/down1.conv1.weight
+    ema/down1.conv1.weight                   the averaged network, if the run keeps one
+
+Before the first array is read, the names, shapes and dtypes of all of them are compared with those of the network that
+they are meant for.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minunet.base.archive import DAMAGED, Reader, Spec, not_finite, save
+from minunet.base.backend import Array, array_module, to_numpy
+from minunet.base.environment import differences, environment
+from minunet.base.errors import Diverged, UserError
+from minunet.network.layers import Arrays
+from minunet.network.unet import UNet
+from minunet.training.optim import AdamW, WeightEMA
+
+_OTHER_NETWORK = "use the settings that it was trained with (config.json in its folder has them)"
+
+
+def save_training(
+    path: str | os.PathLike[str],
+    *,
+    net: UNet,
+    optimizer: AdamW,
+    ema: WeightEMA | None = None,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write all that :func:`load_training` needs to go on: network, optimiser and, if there is one, averaged weights.
+
+    To ``metadata`` it adds the entries "model" (``net.config``), "optimizer" (its steps), "ema" (its updates, or
+    None) and "environment".
+
+    Raises Diverged, and keeps the file that was there, if a value is NaN or infinite; else what
+    :func:`minunet.base.archive.save` raises, and ValueError if ``metadata`` has one of those entries.
+    """
+    ours = {
+        "model": net.config,
+        "optimizer": {"steps": optimizer.steps},
+        "ema": None if ema is None else {"updates": ema.updates},
+        "environment": environment(),
+    }
+    if taken := sorted(ours.keys() & metadata.keys()):
+        raise ValueError(f"metadata must not have the entries {taken}, which save_training writes itself")
+    arrays = {name: to_numpy(array) for name, array in _training_arrays(net, optimizer, ema).items()}
+    for name, array in arrays.items():
+        if bad := not_finite(array):
+            raise Diverged(f"{name}: {bad} of {array.size} values are NaN or infinite; {path} is not overwritten")
+    save(path, arrays, {**metadata, **ours})
+
+
+def load_training(
+    path: str | os.PathLike[str], net: UNet, optimizer: AdamW, ema: WeightEMA | None = None
+) -> dict[str, Any]:
+    """Put the state that :func:`save_training` wrote into ``net``, ``optimizer`` and ``ema``, and return the metadata.
+
+    Training then goes on bit for bit, given the same machine, versions and number of threads:
+    ``differences(metadata["environment"], environment())`` says what is not the same. With an error, nothing has
+    been changed.
+
+    Raises UserError as :func:`minunet.base.archive.load` does, also if the file belongs to another network.
+    """
+    live = _training_arrays(net, optimizer, ema)
+    with Reader(path) as reader:
+        if changed := differences(reader.metadata.get("model"), net.config):
+            raise UserError(f"{path}: holds another network ({'; '.join(changed)}), {_OTHER_NETWORK}")
+        _check_same_arrays(reader.path, reader.specs, _specs(live))
+        steps = _count(reader, "optimizer", "steps")
+        updates = 0 if ema is None else _count(reader, "ema", "updates")
+        saved = {name: reader.read(name) for name in live}
+    for name, array in live.items():
+        _copy_into(array, saved[name])
+    optimizer.steps = steps
+    if ema is not None:
+        ema.updates = updates
+    return reader.metadata
+
+
+def load_net(path: str | os.PathLike[str], weights: str = "auto") -> tuple[UNet, dict[str, Any]]:
+    """The network of a checkpoint, built as its metadata says, with its weights, on the CPU; and the metadata.
+
+    ``weights`` is "ema" (averaged), "raw" (those of the last step) or "auto": "ema" if the file has them, else "raw".
+
+    Raises UserError as :func:`minunet.base.archive.load` does and if there are no averaged weights, ValueError for
+    another ``weights``.
+    """
+    if weights not in ("auto", "ema", "raw"):
+        raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {weights!r}")
+    with Reader(path) as reader:
+        has_ema = any(name.startswith("ema/") for name in reader.specs)
+        if weights == "ema" and not has_ema:
+            raise UserError(f"{path}: holds no averaged weights (EMA), ask for the raw ones")
+        groups = ("ema/",) if has_ema and weights != "raw" else ("parameters/", "buffers/")
+        stored = {name: spec for name, spec in reader.specs.items() if name.startswith(groups)}
+        net = _build_net(reader, sum(math.prod(spec.shape) for spec in stored.values()))
+        live = _prefixed(groups[0], net.parameters()) | _prefixed(groups[-1], net.buffers())
+        _check_same_arrays(reader.path, stored, _specs(live))
+        for name, array in live.items():
+            _copy_into(array, reader.read(name))
+    return net, reader.metadata
+
+
+def _check_same_arrays(path: Path, stored: Mapping[str, Spec], expected: Mapping[str, Spec]) -> None:
+    """Raise UserError, naming the first difference, unless the file has exactly the ``expected`` arrays."""
+    found = [
+        f"{name} is {stored[name]} in the file and {spec} here" if name in stored else f"{name} is not in the file"
+        for name, spec in expected.items()
+        if stored.get(name) != spec
+    ]
+    found += [f"{name} is only in the file" for name in stored if name not in expected]
+    if found:
+        more = f"; and {len(found) - 1} more arrays differ" if len(found) > 1 else ""
+        raise UserError(f"{path}: holds another network or state ({found[0]}{more}), {_OTHER_NETWORK}")
+
+
+def _training_arrays(net: UNet, optimizer: AdamW, ema: WeightEMA | None) -> Arrays:
+    """The live arrays of a run, under the names that they have in a checkpoint."""
+    return (
+        _prefixed("parameters/", net.parameters())
+        | _prefixed("buffers/", net.buffers())
+        | _prefixed("adamw/first_moment/", optimizer.first_moment)
+        | _prefixed("adamw/second_moment/", optimizer.second_moment)
+        | _prefixed("ema/", {} if ema is None else ema.average)
+    )
+
+
+def _prefixed(prefix: str, arrays: Mapping[str, Array]) -> Arrays:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _specs(arrays: Mapping[str, Array]) -> dict[str, Spec]:
+    return {name: Spec(array.shape, np.dtype(array.dtype)) for name, array in arrays.items()}
+
+
+def _copy_into(target: Array, source: np.ndarray) -> None:
+    target[...] = array_module(target).asarray(source)
+
+
+def _count(reader: Reader, part: str, entry: str) -> int:
+    """A number of steps or updates, from the metadata."""
+    entries = reader.metadata.get(part)
+    value = entries.get(entry) if isinstance(entries, dict) else None
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise UserError(f"{reader.path}: damaged checkpoint (its metadata lacks the {part}'s {entry}), {DAMAGED}")
+    return value
+
+
+def _build_net(reader: Reader, stored_values: int) -> UNet:
+    """``UNet(**metadata["model"])``, refused before it is built if it would be larger than what the file holds."""
+    config = reader.metadata.get("model")
+    try:
+        if not isinstance(config, dict) or config["dtype"] not in ("float16", "float32", "float64"):
+            raise ValueError("no settings of a network")
+        if _kernel_values(config) > stored_values:
+            raise ValueError("the settings are those of a larger network than the arrays")
+        return UNet(**config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{reader.path}: damaged checkpoint (model: {error}), {DAMAGED}") from error
+
+
+def _kernel_values(config: Mapping[str, Any]) -> int:
+    """How many numbers the kernels of ``UNet(**config)`` hold. Raises ValueError unless all sizes are positive ints."""
+    channels_in, channels_out, widths = config["in_channels"], config["out_channels"], config["widths"]
+    up, head = config["up_kernel"], config["head_kernel"]
+    if not all(type(size) is int and size > 0 for size in (channels_in, channels_out, up, head, *widths)) or not widths:
+        raise ValueError("sizes must be positive whole numbers")
+    levels = list(zip([channels_in, *widths], widths, strict=False))  # (channels of the level above, of this one)
+    down = sum(9 * width * (above + width) for above, width in levels)
+    upward = sum(above * (up**2 * width + 9 * 3 * above) for above, width in levels[1:])
+    return down + upward + head**2 * widths[0] * channels_out

@@ -1,0 +1,58 @@
+"""The settings of a run, and the learning rate that they give each step."""
+
+from dataclasses import dataclass, field
+
+from minunet.data.augment import Augmentation
+from minunet.network.loss import SegmentationLoss
+from minunet.training.optim import warmup_cosine
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides what a run computes, beside the network and the data.
+
+    Raises ValueError for values out of range.
+    """
+
+    epochs: int = 30
+    batch_size: int = 16
+    images_per_epoch: int | None = None  # None: as many as there are training slices
+    sampling: str = "shuffle"  # or "tumour", see minunet.data.batches.epoch_order
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    augment_masks: bool = True  # False repeats a flaw of the reference system
+    loss: SegmentationLoss = field(default_factory=SegmentationLoss)
+    lr: float = 1e-3  # the peak, if there is a schedule
+    schedule: str = "cosine"  # or "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.004
+    decay_norms_and_biases: bool = True  # Keras' choice; False is the usual one
+    clip_norm: float | None = None
+    batch_norm_momentum: float = 0.99
+    ema_decay: float | None = None  # None: no average of the weights
+    monitor: str = "dice"  # or "loss": what makes an epoch the best, on the validation patients
+    patience: int | None = None  # epochs without a new best after which to stop; None: never
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "images_per_epoch", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, choices in (
+            ("sampling", ("shuffle", "tumour")),
+            ("schedule", ("cosine", "constant")),
+            ("monitor", ("dice", "loss")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if not 0 <= self.batch_norm_momentum < 1:
+            raise ValueError(f"batch_norm_momentum must be in [0, 1), got {self.batch_norm_momentum}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs must be in [0, epochs = {self.epochs}), got {self.warmup_epochs}")
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of optimiser step ``step``, from 0."""
+        if self.schedule == "constant":
+            return self.lr
+        warmup_steps = round(self.warmup_epochs * steps_per_epoch)
+        return warmup_cosine(step, self.epochs * steps_per_epoch, self.lr, warmup_steps)

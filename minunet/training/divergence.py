@@ -1,0 +1,62 @@
+"""Where a training left the numbers: the first place, in the order of the computation, with a NaN or an infinity.
+
+A loss that is NaN says only that something went wrong somewhere. This file does the step once more and looks:
+at the images, at the weights, at what each layer kept on the way down and up the U, at the gradients on the way
+back. The first hit is the place to look at.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minunet.base import rng
+from minunet.base.backend import Array, array_module
+from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import UNet, UNetCache
+
+
+def first_non_finite(net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key) -> str:
+    """In words: where the training step on images ``x`` and masks ``target`` first meets a value that is not finite.
+
+    >>> net = UNet(widths=(2, 3), dropout=0.0)
+    >>> net.parameters()["down1.conv2.weight"][0, 0, 0, 0] = np.inf
+    >>> x = np.zeros((1, 4, 4, 3), "float32")
+    >>> first_non_finite(net, x, x[..., :1], SegmentationLoss(), rng.Key(seed=0))
+    'first in the weights down1.conv2.weight'
+    """
+    if not _is_finite(x):
+        return "first in the images of the batch"
+    for name, array in (net.parameters() | net.buffers()).items():
+        if not _is_finite(array):
+            return f"first in the weights {name}"
+    with np.errstate(all="ignore"):
+        logits, cache = net.forward(x, training=True, key=key)
+        for layer, array in _kept_by_layers(cache):
+            if not _is_finite(array):
+                return f"first in the activations at {layer}"
+        if not _is_finite(logits):
+            return "first in the logits"
+        _, loss_cache = loss.forward(logits, target)
+        _, grads = net.backward(loss.backward(loss_cache), cache)
+    for name in reversed(grads):  # backward meets the head first
+        if not _is_finite(grads[name]):
+            return f"first in the gradient of {name}"
+    return "first in the loss"
+
+
+def _is_finite(array: Array) -> bool:
+    return bool(array_module(array).isfinite(array).all())
+
+
+def _kept_by_layers(cache: UNetCache) -> Iterator[tuple[str, Array]]:
+    """For each layer, in forward order, the input or the normalised input that its cache keeps."""
+    blocks = [(f"down{level}", down.convs) for level, down in enumerate(cache.downs, start=1)]
+    blocks.append(("bottleneck", cache.bottleneck))
+    for level, up in reversed(list(enumerate(cache.ups, start=1))):
+        blocks.append((f"up{level}", up.convs))
+    for block, convs in blocks:
+        yield f"{block}.conv1", convs.conv1.x
+        yield f"{block}.norm1", convs.norm1.x_hat
+        yield f"{block}.conv2", convs.conv2.x
+        yield f"{block}.norm2", convs.norm2.x_hat
+    yield "head", cache.head.x

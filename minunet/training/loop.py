@@ -1,0 +1,328 @@
+"""The run: it draws the batches, takes the steps, looks at the validation patients after each epoch, and saves.
+
+It can go on from a checkpoint as if nothing had happened, because all randomness is a function of (seed, epoch, step,
+stream, image), and of nothing that would have to be remembered.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minunet.base import rng
+from minunet.base.archive import sha256_of_arrays
+from minunet.base.backend import Array
+from minunet.base.durable import write_text
+from minunet.base.environment import differences, environment
+from minunet.base.errors import Diverged, UserError
+from minunet.data.batches import Batch, epoch_order, in_chunks, prefetch
+from minunet.data.normalize import Normalization, VolumeStatistics
+from minunet.data.slices import SliceSet
+from minunet.network.layers import map_arrays
+from minunet.network.unet import UNet
+from minunet.training.checkpoint import load_training, save_training
+from minunet.training.config import TrainingConfig
+from minunet.training.evaluation import Evaluation, evaluate
+from minunet.training.optim import norms_and_biases
+from minunet.training.step import Engine, train_step
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from, what it chooses its best epoch on, and how the images of both are normalised."""
+
+    train: SliceSet
+    validation: SliceSet
+    normalization: Normalization
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint stores beside the arrays."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done in the epoch that runs
+    loss_sum: float = 0.0  # over its steps
+    best_epoch: int | None = None  # from 1, as in the history
+    best_value: float | None = None  # of the monitored quantity
+    history: list[dict[str, float]] = field(default_factory=list)  # one row an epoch
+    finished: bool = False
+
+    @property
+    def epoch_number(self) -> int:
+        """The number of the epoch that runs, from 1, as people count and the history does."""
+        return self.epoch + 1
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller may want to do in the course of a run: functions that :func:`fit` calls."""
+
+    #: After each step. If it says yes, ``last.npz`` is written in mid-epoch, and fit returns.
+    should_stop: Callable[[], bool] | None = None
+    #: When everything of an epoch is written, with the network that was judged.
+    after_epoch: Callable[[Progress, UNet], None] | None = None
+
+
+# What overflows here is no warning: the same step finds it, and names the place.
+@np.errstate(all="ignore")
+def fit(
+    engine: Engine,
+    data: TrainingData,
+    config: TrainingConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    hooks: Hooks = Hooks(),
+    progress_bar: bool = True,
+) -> Progress:
+    """Train the network of ``engine`` on ``data.train``, and choose the best epoch on ``data.validation``.
+
+    A new run begins with the weights that the network has, be they drawn or another run's. ``engine`` comes from
+    ``minunet.engines.build``, or is the plain path, ``Engine(net, config.loss)``.
+
+    After each epoch ``folder`` receives ``last.npz``, from which ``resume`` goes on bit for bit, ``best.npz``, the
+    checkpoint of the best epoch so far, and ``history.csv``. The first ``last.npz`` is written before the first step:
+    a disk without room for it is found then. ``metadata`` is stored in the checkpoints: how the images were prepared,
+    so that a prediction can do the same.
+
+    Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
+    the state before that epoch, or where the run was stopped in it), UserError if there is nothing to resume, it
+    belongs to another run, or :func:`check_batches` refuses, and ValueError if the engine was built for another loss
+    than the config's.
+    """
+    if engine.loss != config.loss:
+        raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
+    check_batches(engine.net, data.train, config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(engine, data, config, folder, dict(metadata or {}))
+    if resume:
+        run.resume()
+    else:
+        run.save("last.npz")
+    while not run.progress.finished:
+        if not run.train_epoch(hooks.should_stop, progress_bar):
+            run.save("last.npz")
+            break
+        run.finish_epoch()
+        if hooks.after_epoch is not None:
+            hooks.after_epoch(run.progress, run.averaged_net())
+    return run.progress
+
+
+def check_batches(net: UNet, train: SliceSet, config: TrainingConfig) -> None:
+    """Raise UserError if a batch of an epoch is too small for batch norm, which needs two values in each channel.
+
+    Only an image that the bottleneck sees as a single pixel can be too few, when it is alone in its batch: as all
+    are with a batch size of 1, and the last one where the batch size does not divide the number of images.
+    """
+    height, width = train.images.shape[1:3]
+    last = (config.images_per_epoch or len(train)) % config.batch_size or config.batch_size
+    if last == 1 and (height, width) == (2**net.depth, 2**net.depth):
+        raise UserError(
+            f"--batch-size: {config.batch_size} leaves a batch of one image, which at {width} x {height} pixels is one "
+            "pixel in the bottleneck and too little for batch norm, choose another one or larger images"
+        )
+
+
+class _Run:
+    """The state of one call of :func:`fit`, and its parts."""
+
+    def __init__(
+        self, engine: Engine, data: TrainingData, config: TrainingConfig, folder: Path, metadata: dict[str, Any]
+    ) -> None:
+        self.engine, self.net = engine, engine.net
+        self.config, self.folder = config, folder
+        parameters = self.net.parameters()
+        no_decay = () if config.decay_norms_and_biases else norms_and_biases(parameters)
+        self.optimizer = engine.optimizer(parameters, config.lr, weight_decay=config.weight_decay, no_decay=no_decay)
+        arrays = parameters | self.net.buffers()
+        self.ema = None if config.ema_decay is None else engine.average(arrays, config.ema_decay)
+        statistics = data.normalization.statistics
+        self.train, self.train_statistics = data.train, statistics(data.train)
+        self.validation, self.validation_statistics = data.validation, statistics(data.validation)
+        # Training Dice is measured as the validation's is, on whole patients as they are: the two curves compare.
+        self.train_sample = _some_patients(data.train, len(data.validation))
+        self.sample_statistics = statistics(self.train_sample)
+        self.images_per_epoch = config.images_per_epoch or len(data.train)
+        self.steps_per_epoch = -(-self.images_per_epoch // config.batch_size)
+        self.progress = Progress()
+        self.metadata = {
+            **metadata,
+            "training": asdict(config),
+            "data": _described(data.train, "train") | _described(data.validation, "validation"),
+            "engine": engine.name,
+        }
+
+    def resume(self) -> None:
+        path = self.folder / "last.npz"
+        found = load_training(path, self.net, self.optimizer, self.ema)
+        for part in ("training", "data"):
+            if changed := differences(found.get(part), self.metadata[part]):
+                raise UserError(
+                    f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings and data"
+                )
+        then = {**found["environment"], "engine": found.get("engine", "plain")}
+        if changed := differences(then, environment() | {"engine": self.engine.name}):
+            print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
+        try:
+            self.progress = Progress(**found["progress"])
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
+
+    def train_epoch(self, should_stop: Callable[[], bool] | None, progress_bar: bool) -> bool:
+        """Take the steps of this epoch that are not done yet. False if ``should_stop`` said so before its end."""
+        config, progress = self.config, self.progress
+        key = rng.Key(config.seed, epoch=progress.epoch)
+        order = epoch_order(self.train, config.sampling, self.images_per_epoch, key)
+        chunks = in_chunks(order, config.batch_size)
+        steps = range(progress.step, len(chunks))
+
+        def prepare(step: int) -> Batch:
+            return self.engine.prepare_batch(
+                self.train,
+                self.train_statistics,
+                chunks[step],
+                augmentation=config.augmentation,
+                move_masks=config.augment_masks,
+                key=self._key(step),
+            )
+
+        with _bar(f"epoch {progress.epoch_number}/{config.epochs}", len(chunks), progress.step, progress_bar) as bar:
+            batches = prefetch(prepare, steps, self.engine.ahead)
+            for step, batch in zip(steps, batches, strict=True):
+                try:
+                    loss, _ = train_step(
+                        self.net,
+                        self.optimizer,
+                        batch.x,
+                        batch.target,
+                        config.loss,
+                        self._key(step),
+                        lr=config.learning_rate(self.optimizer.steps, self.steps_per_epoch),
+                        clip_norm=config.clip_norm,
+                        batch_norm_momentum=config.batch_norm_momentum,
+                        ema=self.ema,
+                        engine=self.engine,
+                    )
+                except Diverged as error:
+                    place = f"epoch {progress.epoch_number}, step {step + 1}"
+                    raise Diverged(
+                        f"{place}: {error}; lower the learning rate or look at the images; "
+                        f"the batch was {', '.join(batch.files)}"
+                    ) from None
+                progress.step = step + 1
+                progress.loss_sum += loss
+                bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", **self._last_dice(), refresh=False)
+                bar.update()
+                if should_stop is not None and should_stop():
+                    batches.close()
+                    return False
+        return True
+
+    def finish_epoch(self) -> None:
+        """Measure, judge and save: what follows on the last step of an epoch."""
+        row = self._measure()
+        is_best = self._judge(row)
+        if is_best:
+            self.save("best.npz")
+        self.save("last.npz")
+        write_text(self.folder / "history.csv", history_csv(self.progress.history))
+
+    def _measure(self) -> dict[str, float]:
+        """The epoch's row of the history. Raises Diverged if a loss is not finite."""
+        progress, net = self.progress, self.averaged_net()
+        on_validation = self._evaluate(net, self.validation, self.validation_statistics)
+        on_train = self._evaluate(net, self.train_sample, self.sample_statistics)
+        for patients, loss in (("validation", on_validation.loss), ("training", on_train.loss)):
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"epoch {progress.epoch_number}, after its last step: the loss on {patients} patients is {loss}, "
+                    "lower the learning rate"
+                )
+        return {
+            "epoch": progress.epoch_number,
+            "learning_rate": self.config.learning_rate(self.optimizer.steps - 1, self.steps_per_epoch),
+            "train_loss": progress.loss_sum / progress.step,
+            "validation_loss": on_validation.loss,
+            "train_dice": on_train.dice,
+            "validation_dice": on_validation.dice,
+        }
+
+    def _judge(self, row: dict[str, float]) -> bool:
+        """Whether the epoch is the best so far; the run then stands at the start of the next one, or is finished."""
+        config, progress = self.config, self.progress
+        progress.history.append(row)
+        value = row["validation_dice"] if config.monitor == "dice" else -row["validation_loss"]
+        is_best = progress.best_value is None or value > progress.best_value
+        if is_best:
+            progress.best_epoch, progress.best_value = progress.epoch_number, value
+        assert progress.best_epoch is not None
+        waited = progress.epoch_number - progress.best_epoch
+        progress.epoch, progress.step, progress.loss_sum = progress.epoch_number, 0, 0.0
+        out_of_patience = config.patience is not None and waited >= config.patience
+        progress.finished = progress.epoch == config.epochs or out_of_patience
+        return is_best
+
+    def save(self, name: str) -> None:
+        metadata = {**self.metadata, "progress": asdict(self.progress)}
+        save_training(self.folder / name, net=self.net, optimizer=self.optimizer, ema=self.ema, metadata=metadata)
+
+    def averaged_net(self) -> UNet:
+        """The network that is judged and kept: with averaged weights, if the run averages them."""
+        return self.net if self.ema is None else with_arrays(self.net, self.ema.average)
+
+    def _evaluate(self, net: UNet, slices: SliceSet, statistics: VolumeStatistics) -> Evaluation:
+        batch_size, loss = self.config.batch_size, self.config.loss
+        return evaluate(net, slices, statistics, loss, batch_size=batch_size, engine=self.engine)
+
+    def _key(self, step: int) -> rng.Key:
+        return rng.Key(self.config.seed, epoch=self.progress.epoch, step=step)
+
+    def _last_dice(self) -> dict[str, str]:
+        history = self.progress.history
+        return {"validation_dice": f"{history[-1]['validation_dice']:.4f}"} if history else {}
+
+
+def with_arrays(net: UNet, arrays: Mapping[str, Array]) -> UNet:
+    """A copy of ``net`` whose parameters and buffers have the values of ``arrays``."""
+    twin: UNet = map_arrays(net, lambda array: array.copy())
+    for name, array in (twin.parameters() | twin.buffers()).items():
+        array[...] = arrays[name]
+    return twin
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """The rows of a history as CSV, with a line of names.
+
+    >>> print(history_csv([{"epoch": 1, "train_loss": 0.5}]), end="")
+    epoch,train_loss
+    1,0.5
+    """
+    lines = [",".join(history[0])] + [",".join(repr(value) for value in row.values()) for row in history]
+    return "\n".join(lines) + "\n"
+
+
+def _described(slices: SliceSet, name: str) -> dict[str, Any]:
+    """What a resumed run has to find again: so many slices, and the same pixels in them."""
+    pixels = sha256_of_arrays({"images": slices.images, "masks": slices.masks})
+    return {f"{name}_slices": len(slices), f"{name}_sha256": pixels}
+
+
+def _some_patients(slices: SliceSet, about: int) -> SliceSet:
+    """Whole patients, evenly spread over ``slices``, with about that many slices together."""
+    names = slices.patient_names()
+    wanted = max(1, min(len(names), round(len(names) * about / len(slices))))
+    chosen = {names[place] for place in np.linspace(0, len(names) - 1, wanted).round().astype(int)}
+    return slices.subset([i for i, patient in enumerate(slices.patients) if patient in chosen])
+
+
+def _bar(description: str, total: int, initial: int, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=description, total=total, initial=initial, disable=not shown, unit="step", dynamic_ncols=True)

@@ -1,0 +1,624 @@
+"""How good is a predicted mask? Counts first, then ratios of counts, then the scope in which they are taken.
+
+A pixel is a true positive (tumour, and predicted so), a false positive, a false negative or a true negative.
+:func:`count` counts the four, and every score here is a ratio of them::
+
+    accuracy    = (tp + tn) / (tp + fp + fn + tn)     how many pixels are right
+    precision   = tp / (tp + fp)                      how much of what was predicted is tumour
+    recall      = tp / (tp + fn)                      how much of the tumour was found (sensitivity)
+    specificity = tn / (tn + fp)                      how much of the rest was left alone
+    iou         = tp / (tp + fp + fn)                 overlap over union (Jaccard 1912)
+    dice        = 2 tp / (2 tp + fp + fn)             overlap over mean size (Dice 1945); equals F1
+
+**0 / 0.** Dice and IoU of two empty masks are 1: "no tumour" was the right answer, and the soft Dice, whose
+``smooth`` keeps it away from 0 / 0, says the same. The other four are NaN where their denominator is 0: with
+nothing predicted there is no precision to speak of, neither perfect nor zero, and a mean has to leave it out openly.
+
+**Scope.** The same predictions have many Dice scores, tens of points apart, so each name here says which it is:
+
+- *pooled*: the counts of all pixels of all slices are added, then one score is taken. Large tumours dominate.
+- *per slice*: one score a slice, then the mean. Two thirds of the slices of LGG-MRI show no tumour, and what is done
+  with these decides the figure: counted as 1 where the prediction is empty too (and 0 otherwise), or left out.
+- *per patient*: the counts of a patient's slices are added, as for one 3-D volume, one score is taken a patient, then
+  the mean and the median. The honest one: patients are what a new hospital brings, and what a bootstrap can redraw.
+
+:func:`evaluate_masks` reports all of them side by side, with the soft pooled metrics of the Keras reference.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minunet.base.backend import Array, array_module, to_numpy
+from minunet.base.rng import BOOTSTRAP, Key, generator
+
+#: The default key of the bootstrap.
+BOOTSTRAP_KEY = Key(seed=0, stream=BOOTSTRAP)
+
+# ------------------------------------------------------------------------------------------------- counts
+
+
+class Counts(NamedTuple):
+    """How many pixels fell into each cell of the confusion table: integers, or integer arrays of one shape.
+
+    Counts of two sets of pixels add up to the counts of both sets together (for a plain tuple, + would join).
+
+    >>> Counts(tp=1, fp=2, fn=3, tn=4) + Counts(tp=10, fp=20, fn=30, tn=40)
+    Counts(tp=11, fp=22, fn=33, tn=44)
+    """
+
+    tp: Any  # tumour, predicted as tumour
+    fp: Any  # no tumour, predicted as tumour
+    fn: Any  # tumour, missed
+    tn: Any  # no tumour, and none predicted
+
+    def __add__(self, other: "Counts") -> "Counts":  # type: ignore[override]
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+
+def count(prediction: Array, target: Array, axis: int | tuple[int, ...] | None = None) -> Counts:
+    """Counts the pixels of two masks along ``axis`` (None: all of them), as int64.
+
+    prediction, target: masks of one shape, boolean, or numbers that are all 0 or 1; NumPy or CuPy.
+
+    Slices (S, H, W, 1) with ``axis=(1, 2, 3)`` give counts of shape (S,), one for each slice.
+
+    >>> count(np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])) == (1, 1, 1, 1)
+    True
+
+    Raises ValueError if the shapes differ or a value is neither 0 nor 1.
+    """
+    prediction, target = _binary_pair(prediction, target)
+
+    def number_of(pixels: Array) -> Array:
+        return pixels.sum(axis=axis, dtype=np.int64)
+
+    return Counts(
+        tp=number_of(prediction & target),
+        fp=number_of(prediction & ~target),
+        fn=number_of(~prediction & target),
+        tn=number_of(~prediction & ~target),
+    )
+
+
+def _binary_pair(prediction: Array, target: Array) -> tuple[Array, Array]:
+    """Both masks as booleans, or a ValueError."""
+    _check_same_shape("prediction", prediction, target)
+    return _as_binary("prediction", prediction), _as_binary("target", target)
+
+
+def _check_same_shape(name: str, x: Array, target: Array) -> None:
+    if x.shape != target.shape:
+        raise ValueError(f"{name} and target must have the same shape, got {x.shape} and {target.shape}")
+
+
+def _as_binary(name: str, mask: Array) -> Array:
+    """``mask`` as booleans, or a ValueError that lists values which are neither 0 nor 1."""
+    if mask.dtype == bool:
+        return mask
+    strange = (mask != 0) & (mask != 1)
+    if strange.any():
+        values = np.unique(to_numpy(mask[strange]))[:5].tolist()
+        raise ValueError(
+            f"{name} must hold 0 and 1 only, got {', '.join(f'{value:g}' for value in values)}"
+            " (threshold probabilities; divide masks stored as 0 and 255 by 255)"
+        )
+    return mask != 0
+
+
+# ------------------------------------------------------------------------------------------------- scores
+
+
+def accuracy(counts: Counts) -> Array:
+    """The share of pixels that are right, (tp + tn) / all; NaN of no pixels.
+
+    Of LGG-MRI, 99 % of the pixels are not tumour: predicting nothing at all has accuracy 0.99.
+
+    >>> float(accuracy(Counts(tp=1, fp=2, fn=3, tn=94)))
+    0.95
+    """
+    return _ratio(counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, empty=math.nan)
+
+
+def precision(counts: Counts) -> Array:
+    """The share of the prediction that is tumour, tp / (tp + fp); NaN where nothing was predicted.
+
+    >>> float(precision(Counts(tp=3, fp=1, fn=5, tn=0)))
+    0.75
+    """
+    return _ratio(counts.tp, counts.tp + counts.fp, empty=math.nan)
+
+
+def recall(counts: Counts) -> Array:
+    """The share of the tumour that was found, tp / (tp + fn); NaN where there is no tumour.
+
+    >>> float(recall(Counts(tp=3, fp=5, fn=1, tn=0)))
+    0.75
+    """
+    return _ratio(counts.tp, counts.tp + counts.fn, empty=math.nan)
+
+
+def specificity(counts: Counts) -> Array:
+    """The share of the tumour-free pixels that were left alone, tn / (tn + fp); NaN where there are none.
+
+    >>> float(specificity(Counts(tp=0, fp=1, fn=5, tn=3)))
+    0.75
+    """
+    return _ratio(counts.tn, counts.tn + counts.fp, empty=math.nan)
+
+
+def iou(counts: Counts) -> Array:
+    """Intersection over union, the Jaccard index, tp / (tp + fp + fn); 1 where both masks are empty.
+
+    >>> float(iou(Counts(tp=2, fp=1, fn=1, tn=0)))
+    0.5
+    """
+    return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, empty=1.0)
+
+
+def dice(counts: Counts) -> Array:
+    """Overlap over mean size, 2 tp / (2 tp + fp + fn) = 2 iou / (1 + iou); 1 where both masks are empty.
+
+    >>> float(dice(Counts(tp=2, fp=1, fn=3, tn=0)))
+    0.5
+    """
+    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, empty=1.0)
+
+
+def _ratio(numerator: Array, denominator: Array, empty: float) -> Array:
+    """The quotient in float64, and ``empty`` where the denominator is 0."""
+    xp = np if isinstance(denominator, int) else array_module(denominator)
+    nothing = denominator == 0
+    divisor = xp.where(nothing, 1, denominator)  # so that no 0 / 0 is ever computed
+    return xp.where(nothing, empty, numerator / divisor)[()]
+
+
+# ------------------------------------------------------------------------------------------------- scopes
+
+
+def pooled_counts(counts: Counts) -> Counts:
+    """The counts of all entries together: from one entry a slice to one for all pixels.
+
+    >>> pooled_counts(Counts(*np.array([[1, 2], [3, 4], [5, 6], [7, 8]]))) == (3, 7, 11, 15)
+    True
+    """
+    return Counts(*(field.sum() for field in counts))
+
+
+def per_patient_counts(counts: Counts, patients: Sequence[str]) -> tuple[tuple[str, ...], Counts]:
+    """The counts of each patient's slices together, as of one 3-D volume, and the patients' names.
+
+    counts: of slices, arrays of shape (S,); patients: S names, one a slice. Returns P names in the order in which
+    they first appear, and counts of shape (P,), NumPy.
+
+    >>> slices = Counts(*np.array([[1, 2, 4], [0, 0, 0], [0, 0, 0], [9, 8, 6]]))
+    >>> names, volumes = per_patient_counts(slices, ["a", "b", "a"])
+    >>> names, volumes.tp.tolist()
+    (('a', 'b'), [5, 2])
+
+    Raises ValueError if the number of names is not the number of slices.
+    """
+    _check_patients(patients, slices=len(counts.tp))
+    rows = _rows_by_patient(patients)
+    fields = [to_numpy(field) for field in counts]
+    return tuple(rows), Counts(*(np.array([field[r].sum() for r in rows.values()]) for field in fields))
+
+
+def _check_patients(patients: Sequence[str], slices: int) -> None:
+    if len(patients) != slices:
+        raise ValueError(f"patients must name one patient a slice, got {len(patients)} names for {slices} slices")
+
+
+def _rows_by_patient(patients: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(patients):
+        rows.setdefault(name, []).append(row)
+    return rows
+
+
+def mean_over_slices(score: Callable[[Counts], Array], counts: Counts, *, empty_slices: str) -> float:
+    """The mean of ``score`` (:func:`dice` or :func:`iou`) over slices, each taken for itself.
+
+    counts: of slices, arrays of shape (S,). A slice is empty if its *target* shows no tumour.
+
+    ``empty_slices="as_one"``: an empty slice scores 1 if the prediction is empty too and 0 if it is not.
+    ``empty_slices="left_out"``: the mean over the slices with tumour; NaN if there are none. False positives in
+    empty slices then go unseen: read it beside the other.
+
+    >>> slices = Counts(tp=np.array([1, 0]), fp=np.array([2, 0]), fn=np.array([0, 0]), tn=np.array([1, 4]))
+    >>> mean_over_slices(dice, slices, empty_slices="as_one")
+    0.75
+    >>> mean_over_slices(dice, slices, empty_slices="left_out")
+    0.5
+
+    Raises ValueError for any other ``empty_slices``.
+    """
+    if empty_slices not in ("as_one", "left_out"):
+        raise ValueError(f"empty_slices must be 'as_one' or 'left_out', got {empty_slices!r}")
+    scores = score(counts)
+    if empty_slices == "left_out":
+        scores = scores[counts.tp + counts.fn > 0]
+    return float(scores.mean()) if scores.size else math.nan
+
+
+# ------------------------------------------------------------------------------------------------- 3-D volumes
+
+
+def largest_component(volume_mask: Array) -> np.ndarray:
+    """The largest connected component of a 3-D mask, everything else cleared.
+
+    volume_mask: (slices, H, W), boolean or 0 and 1. Returns a new boolean NumPy array. Voxels are connected if they
+    share a face, an edge or a corner (26 neighbours). Of components of one size the first in memory order stays;
+    an empty mask stays empty. Most LGG patients have one tumour, so this clears false islands; where the largest
+    island is itself false, it wipes out the true one. So report with and without it.
+
+    >>> largest_component(np.array([[[1, 0, 1, 1]]])).astype(int)
+    array([[[0, 0, 1, 1]]])
+
+    Raises ValueError if the mask has not three axes or a value is neither 0 nor 1.
+    """
+    from scipy import ndimage
+
+    if volume_mask.ndim != 3:
+        raise ValueError(f"volume_mask must have 3 axes (slices, H, W), got shape {volume_mask.shape}")
+    mask = to_numpy(_as_binary("volume_mask", volume_mask))
+    labels, components = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if components == 0:
+        return np.zeros_like(mask)
+    voxels = np.bincount(labels.ravel())[1:]  # label 0 is the background
+    return labels == 1 + voxels.argmax()
+
+
+def hd95(prediction: Array, target: Array, spacing: Sequence[float] | None = None) -> float:
+    """The 95 % Hausdorff distance of two masks: how far apart their surfaces lie, a few stray pixels forgiven.
+
+    prediction, target: 2-D or 3-D masks of one shape, boolean or 0 and 1. The *surface* of a mask is its pixels that
+    have a neighbour across an edge (4 of them in 2-D; across a face, 6, in 3-D) outside the mask or outside the
+    array. From each surface pixel of one mask, take the Euclidean distance to the nearest surface pixel of the other;
+    take the 95th percentile (linearly interpolated) of these; take the larger of the two directions. This is the
+    definition of MONAI. MedPy pools the distances of both directions before the percentile, which gives another figure.
+
+    spacing: the length of one step along each axis; None is 1 for each, so that the distance is in pixels, and
+    one slice counts as one pixel. (5, 1, 1) is for slices five pixels apart.
+
+    NaN if both masks are empty: there is no surface to measure. Infinite if just one is.
+
+    >>> hd95(np.array([[1, 0, 0, 0]]), np.array([[0, 0, 0, 1]]))
+    3.0
+
+    Raises ValueError if the shapes differ, the masks are neither 2-D nor 3-D, a value is neither 0 nor 1, or the
+    spacing is not one finite number above 0 for each axis.
+
+    Sources: Huttenlocher, Klanderman, Rucklidge 1993, "Comparing images using the Hausdorff distance" (ranked
+    instead of largest distances); Taha, Hanbury 2015, "Metrics for evaluating 3D medical image segmentation".
+    """
+    from scipy import ndimage
+
+    prediction, target = (to_numpy(mask) for mask in _binary_pair(prediction, target))
+    if target.ndim not in (2, 3):
+        raise ValueError(f"prediction and target must have 2 or 3 axes, got shape {target.shape}")
+    steps = (1.0,) * target.ndim if spacing is None else tuple(spacing)
+    if len(steps) != target.ndim or not all(0 < step < math.inf for step in steps):
+        raise ValueError(f"spacing must be one finite number above 0 for each of {target.ndim} axes, got {spacing}")
+    if not prediction.any() or not target.any():
+        return math.inf if prediction.any() or target.any() else math.nan
+
+    # Outside the box that holds both masks nothing is measured, and a tumour is small: crop to it, then transform.
+    box = tuple(slice(places.min(), places.max() + 1) for places in np.nonzero(prediction | target))
+    prediction_surface, target_surface = _surface(prediction[box]), _surface(target[box])
+    # distance_transform_edt gives each True pixel its distance to the nearest False one: here, to the surface.
+    to_target = ndimage.distance_transform_edt(~target_surface, sampling=steps)[prediction_surface]
+    to_prediction = ndimage.distance_transform_edt(~prediction_surface, sampling=steps)[target_surface]
+    return float(max(np.percentile(to_target, 95), np.percentile(to_prediction, 95)))
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """The pixels of ``mask`` that an erosion by one pixel takes away (beyond the array's edge lies background)."""
+    from scipy import ndimage
+
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+# ------------------------------------------------------------------------------------------------- uncertainty
+
+_STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    statistic: str = "mean",
+    level: float = 0.95,
+    resamples: int = 10_000,
+    *,
+    key: Key,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean or median of ``values``, one value a patient: (low, high).
+
+    Had other patients come, the mean would be another one. To see how much, draw as many patients anew from those at
+    hand, with replacement, take the statistic, and do so ``resamples`` times; the interval holds the middle ``level``
+    of the results. The draws are a function of ``key`` (minunet.base.rng): the same key gives the same interval.
+
+    values: finite numbers, shape (P,). One value alone has no spread: (NaN, NaN). Needs 16 * resamples * P bytes.
+
+    >>> low, high = bootstrap_interval([0.7, 0.8, 0.8, 0.9], key=Key(seed=0))
+    >>> 0.7 < low < 0.8 < high < 0.9
+    True
+
+    Raises ValueError if ``values`` is empty, not 1-D or not finite, ``statistic`` is neither "mean" nor "median",
+    ``level`` is not between 0 and 1, or ``resamples`` is below 1.
+
+    Source: Efron, Tibshirani 1993, "An introduction to the bootstrap", chapter 13.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values must be one number a patient, shape (P,), got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite, got NaN or infinity")
+    if statistic not in _STATISTICS:
+        raise ValueError(f"statistic must be 'mean' or 'median', got {statistic!r}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if values.size == 1:
+        return math.nan, math.nan
+    drawn = generator(key).integers(values.size, size=(resamples, values.size))
+    results = _STATISTICS[statistic](values[drawn], axis=1)
+    low, high = np.quantile(results, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------------------- the reference's own
+
+
+def soft_dice(probabilities: Array, target: Array, smooth: float = 100.0) -> float:
+    """The Keras reference's Dice, of probabilities, pooled over all pixels:
+
+        (2 sum(t p) + smooth) / (sum t + sum p + smooth)
+
+    No threshold is applied. With smooth > 0 two empty masks give 1, and few pixels of tumour give a figure that
+    leans towards 1: it is no honest Dice of small tumours. The reference's masks and predictions had three equal
+    channels, so that its sums were three times these: to get its figure from one channel, use ``smooth=100 / 3``.
+
+    probabilities, target: one shape, values in [0, 1], NumPy or CuPy; summed in float64.
+
+    >>> soft_dice(np.array([0.5, 0.5]), np.array([1, 0]), smooth=1)
+    0.6666666666666666
+
+    Raises ValueError if the shapes differ, a probability is not finite, a value is outside [0, 1] (a mask left at
+    0 and 255 would give a Dice far above 1) or smooth is not a finite number above 0.
+    """
+    overlap, predicted, actual = _soft_sums(probabilities, target, smooth)
+    return (2 * overlap + smooth) / (actual + predicted + smooth)
+
+
+def soft_iou(probabilities: Array, target: Array, smooth: float = 100.0) -> float:
+    """The Keras reference's IoU, of probabilities, pooled over all pixels:
+
+        (sum(t p) + smooth) / (sum t + sum p - sum(t p) + smooth)
+
+    Arguments, the factor of three in ``smooth``, and errors as in :func:`soft_dice`. Both sums carry the whole of
+    ``smooth``, so that Dice = 2 IoU / (1 + IoU) no longer holds between the two.
+
+    >>> soft_iou(np.array([0.5, 0.5]), np.array([1, 0]), smooth=1)
+    0.6
+    """
+    overlap, predicted, actual = _soft_sums(probabilities, target, smooth)
+    return (overlap + smooth) / (actual + predicted - overlap + smooth)
+
+
+def _soft_sums(probabilities: Array, target: Array, smooth: float) -> tuple[float, float, float]:
+    """sum(t p), sum p, sum t, accumulated in float64."""
+    _check_same_shape("probabilities", probabilities, target)
+    _check_probabilities("probabilities", probabilities)
+    _check_probabilities("target", target)
+    _check_positive("smooth", smooth)
+    overlap = (probabilities.astype(np.float64) * target).sum()
+    return float(overlap), float(probabilities.sum(dtype=np.float64)), float(target.sum(dtype=np.float64))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def _check_probabilities(name: str, x: Array) -> None:
+    finite = array_module(x).isfinite(x)
+    if not finite.all():
+        raise ValueError(f"{name} must be finite, got {int((~finite).sum())} NaN or infinite values of {x.size}")
+    if ((x < 0) | (x > 1)).any():
+        raise ValueError(
+            f"{name} must lie in [0, 1], got values from {float(x.min()):g} to {float(x.max()):g}"
+            " (divide masks stored as 0 and 255 by 255; apply the sigmoid to logits)"
+        )
+
+
+# ------------------------------------------------------------------------------------------------- the report
+
+
+def evaluate_masks(
+    probabilities: Array,
+    targets: Array,
+    patients: Sequence[str],
+    threshold: float = 0.5,
+    *,
+    slice_step: float = 1.0,
+    reference_smooth: float = 100 / 3,
+    key: Key = BOOTSTRAP_KEY,
+) -> dict[str, Any]:
+    """Scores predictions in every scope. The result is plain Python that ``json.dump`` takes.
+
+    probabilities: (S, H, W, 1), floating, in [0, 1]. targets: (S, H, W, 1), 0 and 1. patients: S names; the slices of
+    one patient, in the order in which they stand, are its volume, so they must ascend, and a slice that is not there
+    (a split by slice) closes up. A pixel is predicted as tumour where its probability is *above* ``threshold``.
+    slice_step: the distance of two slices in pixels, for HD95. reference_smooth: of the soft metrics, for one channel
+    (:func:`soft_dice` says why 100 / 3). key: of the bootstrap.
+
+    What cannot be computed (0 / 0, an infinite HD95) is None. The keys::
+
+        slices, tumour_slices, patients      how many
+        image_size                           [H, W]: the pixels that all counts and HD95 refer to
+        threshold, slice_step                as given
+        interval_level                       0.95: every "..._interval" is [low, high], bootstrapped over patients
+        pooled                               all pixels of all slices together
+            dice, iou, precision, recall, specificity, accuracy
+        per_slice                            one score a slice, then the mean
+            mean_dice_empty_as_one, mean_iou_empty_as_one    empty slices score 1, with false positives 0
+            mean_dice_tumour_slices, mean_iou_tumour_slices  only slices whose target shows tumour
+        per_patient                          one score a patient, in 3-D
+            names                            P names; the lists beside it have their order
+            slices                           how many slices each patient has
+            dice, iou                        of the thresholded volumes as they are
+            dice_largest_component           after largest_component(prediction)
+            hd95_px                          of the volumes as they are; None where a mask is empty
+            summary                          a dict for each of dice, dice_largest_component, iou and hd95_px:
+                mean, mean_interval, median, median_interval
+                patients                     how many these are taken over (HD95: those that have one)
+        reference                            as the Keras reference defines them, to be compared with its figures only
+            soft_dice_pooled, soft_iou_pooled    no threshold, smoothed
+            smooth                           of these two, for one channel
+            recall_pooled, accuracy_pooled   thresholded at 0.5, whatever ``threshold`` is
+
+    Raises ValueError if shapes, values or arguments break the rules above, before anything is computed.
+    """
+    probabilities, targets = to_numpy(probabilities), to_numpy(targets)
+    _check_same_shape("probabilities", probabilities, targets)
+    if targets.ndim != 4 or targets.shape[3] != 1 or targets.size == 0:
+        raise ValueError(f"probabilities and targets must have shape (S, H, W, 1), none 0, got {targets.shape}")
+    _check_patients(patients, slices=len(targets))
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
+    _check_positive("slice_step", slice_step)
+    _check_positive("reference_smooth", reference_smooth)
+    _check_probabilities("probabilities", probabilities)
+    actual = _as_binary("targets", targets)
+    predicted = probabilities > threshold
+
+    slices = count(predicted, actual, axis=(1, 2, 3))
+    pooled = pooled_counts(slices)
+    at_half = count(probabilities > 0.5, actual)
+    names, volumes = per_patient_counts(slices, patients)
+    rows = list(_rows_by_patient(patients).values())
+
+    dice_of_largest, distances = [], []
+    for r in rows:
+        volume, truth = predicted[r, :, :, 0], actual[r, :, :, 0]
+        dice_of_largest.append(dice(count(largest_component(volume), truth)))
+        distances.append(hd95(volume, truth, spacing=(slice_step, 1, 1)))
+    by_patient = {
+        "dice": dice(volumes),
+        "dice_largest_component": np.array(dice_of_largest),
+        "iou": iou(volumes),
+        "hd95_px": np.array(distances),
+    }
+
+    return {
+        "slices": len(targets),
+        "tumour_slices": int((slices.tp + slices.fn > 0).sum()),
+        "patients": len(names),
+        "image_size": list(targets.shape[1:3]),
+        "threshold": float(threshold),
+        "slice_step": float(slice_step),
+        "interval_level": 0.95,
+        "pooled": {
+            score.__name__: _number(score(pooled)) for score in (dice, iou, precision, recall, specificity, accuracy)
+        },
+        "per_slice": {
+            "mean_dice_empty_as_one": _number(mean_over_slices(dice, slices, empty_slices="as_one")),
+            "mean_dice_tumour_slices": _number(mean_over_slices(dice, slices, empty_slices="left_out")),
+            "mean_iou_empty_as_one": _number(mean_over_slices(iou, slices, empty_slices="as_one")),
+            "mean_iou_tumour_slices": _number(mean_over_slices(iou, slices, empty_slices="left_out")),
+        },
+        "per_patient": {
+            "names": list(names),
+            "slices": [len(r) for r in rows],
+            **{name: [_number(value) for value in values] for name, values in by_patient.items()},
+            "summary": {name: _summary(values, key) for name, values in by_patient.items()},
+        },
+        "reference": {
+            "soft_dice_pooled": soft_dice(probabilities, targets, reference_smooth),
+            "soft_iou_pooled": soft_iou(probabilities, targets, reference_smooth),
+            "smooth": float(reference_smooth),
+            "recall_pooled": _number(recall(at_half)),
+            "accuracy_pooled": _number(accuracy(at_half)),
+        },
+    }
+
+
+def _summary(values: np.ndarray, key: Key) -> dict[str, Any]:
+    """Mean and median over the patients that have a finite value, each with its 95 % interval."""
+    values = values[np.isfinite(values)]
+    summary: dict[str, Any] = {"patients": len(values)}
+    for name, statistic in _STATISTICS.items():
+        known = len(values) > 0
+        interval = bootstrap_interval(values, name, key=key) if known else (math.nan, math.nan)
+        summary[name] = float(statistic(values)) if known else None
+        summary[f"{name}_interval"] = [_number(end) for end in interval]
+    return summary
+
+
+def _number(value: Any) -> float | None:
+    """``value`` for JSON, which has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The result of :func:`evaluate_masks` as a table to print. What is None in it prints as n/a."""
+    per_patient, per_slice = report["per_patient"]["summary"], report["per_slice"]
+    pooled, reference = report["pooled"], report["reference"]
+    height, width = report["image_size"]
+    measured = f"HD95 in pixels ({per_patient['hd95_px']['patients']} of {report['patients']} patients)"
+
+    def summary_row(label: str, values: dict[str, Any], digits: int) -> str:
+        row = f"  {label:<38}"
+        for name in ("mean", "median"):
+            low, high = values[f"{name}_interval"]
+            interval = "n/a" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+            row += f"{_cell(values[name], digits):>8}  {interval:<16}"
+        return row.rstrip()
+
+    def dice_row(label: str, dice_value: float | None, iou_value: float | None) -> str:
+        return f"  {label:<38}{_cell(dice_value, 3):>8}{_cell(iou_value, 3):>8}"
+
+    return "\n".join(
+        [
+            f"Slices: {report['slices']}, {report['tumour_slices']} with tumour. Patients: {report['patients']}."
+            f" Pixels: {height} x {width}. Tumour is predicted where its probability is above {report['threshold']:g}.",
+            "",
+            f"{'Per patient, in 3-D':<40}{'mean':>8}  {'95 % interval':<16}{'median':>8}  95 % interval",
+            summary_row("Dice", per_patient["dice"], 3),
+            summary_row("Dice, largest component only", per_patient["dice_largest_component"], 3),
+            summary_row("IoU", per_patient["iou"], 3),
+            summary_row(measured, per_patient["hd95_px"], 1),
+            "",
+            f"{'The same predictions, other definitions':<40}{'Dice':>8}{'IoU':>8}",
+            dice_row("pooled over all pixels", pooled["dice"], pooled["iou"]),
+            dice_row(
+                "mean over slices, empty counted as 1",
+                per_slice["mean_dice_empty_as_one"],
+                per_slice["mean_iou_empty_as_one"],
+            ),
+            dice_row(
+                "mean over slices with tumour",
+                per_slice["mean_dice_tumour_slices"],
+                per_slice["mean_iou_tumour_slices"],
+            ),
+            dice_row(
+                f"reference: soft, pooled, smooth {reference['smooth']:.4g}",
+                reference["soft_dice_pooled"],
+                reference["soft_iou_pooled"],
+            ),
+            "",
+            f"{'Pooled over all pixels':<40}{'precision':>11}{'recall':>11}{'specificity':>13}{'accuracy':>11}",
+            f"  {'predictions':<38}{_cell(pooled['precision'], 3):>11}{_cell(pooled['recall'], 3):>11}"
+            f"{_cell(pooled['specificity'], 4):>13}{_cell(pooled['accuracy'], 4):>11}",
+            f"  {'reference: threshold 0.5':<38}{'':>11}{_cell(reference['recall_pooled'], 3):>11}"
+            f"{'':>13}{_cell(reference['accuracy_pooled'], 4):>11}",
+        ]
+    )
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"

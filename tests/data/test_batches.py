@@ -1,0 +1,118 @@
+"""From a set of slices to batches: the order of an epoch, the preparation, the thread that works ahead."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minunet.base.rng import Key
+from minunet.data.augment import PRESETS, augment
+from minunet.data.batches import epoch_order, prefetch, prepare_batch
+from minunet.data.normalize import Normalization, apply
+from minunet.data.slices import SliceSet
+
+
+def make_slices(areas_by_patient, size=8, seed=0):
+    """Random slices; each patient is a list of tumour areas, one a slice."""
+    generator = np.random.default_rng(seed)
+    owners = [f"p{p}" for p, areas in enumerate(areas_by_patient) for _ in areas]
+    areas = [area for areas in areas_by_patient for area in areas]
+    masks = np.zeros((len(areas), size * size), np.uint8)
+    for mask, area in zip(masks, areas, strict=True):
+        mask[:area] = 1
+    return SliceSet(
+        images=generator.integers(0, 256, (len(areas), size, size, 3), dtype=np.uint8),
+        masks=masks.reshape(-1, size, size, 1),
+        patients=tuple(owners),
+        numbers=tuple(range(1, len(areas) + 1)),
+        files=tuple(f"{owner}_{n}.tif" for n, owner in enumerate(owners, start=1)),
+    )
+
+
+SLICES = make_slices([[0, 10, 30], [0, 0], [5] * 10])
+
+
+@given(count=st.integers(1, 40), epoch=st.integers(0, 5))
+def test_shuffle_takes_each_slice_once_before_any_again(count, epoch):
+    order = epoch_order(SLICES, "shuffle", count, Key(3, epoch=epoch))
+    assert len(order) == count
+    for start in range(0, count, len(SLICES)):
+        one_pass = order[start : start + len(SLICES)]
+        assert len(set(one_pass)) == len(one_pass)
+
+
+def test_an_epoch_has_its_own_order_and_always_the_same():
+    orders = [tuple(epoch_order(SLICES, "shuffle", None, Key(0, epoch=epoch))) for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == list(range(15))
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_tumour_sampling_has_the_stated_probabilities():
+    draws = 200_000
+    order = epoch_order(SLICES, "tumour", draws, Key(0))
+    found = np.bincount(order, minlength=15) / draws
+    # Patient 0: areas 0, 10, 30 and a floor of half their mean 13.33; patient 1 has no tumour; patient 2 is even.
+    floor = 0.5 * 40 / 3
+    first = np.array([floor, 10 + floor, 30 + floor]) / (40 + 3 * floor)
+    expected = np.concatenate([first, [0.5, 0.5], [0.1] * 10]) / 3
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected / draws)).all()
+
+
+def test_other_samplings_are_refused():
+    with pytest.raises(ValueError, match="sampling"):
+        epoch_order(SLICES, "random", None, Key(0))
+
+
+@pytest.mark.parametrize("kind", ["volume", "scale"])
+def test_a_batch_is_normalised_by_its_patients(kind):
+    statistics = Normalization(kind).statistics(SLICES)
+    indices = np.array([12, 0, 4])
+    batch = prepare_batch(SLICES, statistics, indices, "cpu")
+    for n, (index, patient) in enumerate(zip(indices, [2, 0, 1], strict=True)):
+        image = SLICES.images[index : index + 1]
+        np.testing.assert_array_equal(batch.x[n : n + 1], apply(image, statistics.take(np.array([patient]))))
+    np.testing.assert_array_equal(batch.target, SLICES.masks[indices])
+    assert batch.x.dtype == batch.target.dtype == np.float32
+    assert batch.files == tuple(SLICES.files[i] for i in indices)
+
+
+def test_a_batch_is_augmented_by_the_key_of_its_step():
+    statistics = Normalization("volume").statistics(SLICES)
+    indices, key = np.array([1, 2]), Key(0, epoch=1, step=2)
+    plain = prepare_batch(SLICES, statistics, indices, "cpu")
+    batch = prepare_batch(SLICES, statistics, indices, "cpu", augmentation=PRESETS["mild"], key=key)
+    x, target = augment(plain.x, plain.target, PRESETS["mild"], key)
+    np.testing.assert_array_equal(batch.x, x)
+    np.testing.assert_array_equal(batch.target, target)
+    with pytest.raises(ValueError, match="key"):
+        prepare_batch(SLICES, statistics, indices, "cpu", augmentation=PRESETS["mild"])
+
+
+@given(count=st.integers(0, 10), ahead=st.integers(0, 4))
+def test_prefetch_keeps_the_order(count, ahead):
+    assert list(prefetch(lambda n: n + 1, range(count), ahead)) == list(range(1, count + 1))
+
+
+def test_prefetch_works_in_another_thread_ahead_of_the_consumer():
+    started = []
+    results = prefetch(lambda n: (started.append(n), threading.current_thread())[1], range(10), ahead=2)
+    assert next(results) is not threading.main_thread()
+    results.close()
+    assert started == sorted(started)
+    assert len(started) <= 4  # the one that was asked for, two ahead, one being submitted
+
+
+def test_prefetch_with_nothing_ahead_works_in_the_consumers_thread_when_it_is_asked():
+    started = []
+    results = prefetch(lambda n: (started.append(n), threading.current_thread())[1], range(3), ahead=0)
+    assert [next(results), next(results)] == [threading.current_thread()] * 2
+    assert started == [0, 1]
+
+
+def test_prefetch_raises_where_the_result_would_have_been():
+    results = prefetch(lambda n: 1 // (2 - n), range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

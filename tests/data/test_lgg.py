@@ -1,0 +1,543 @@
+"""The reader of the Kaggle layout: what it reads, in which order, and that whatever is wrong is named in one line."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minunet.base.errors import UserError
+from minunet.data import lgg
+
+
+def write_pair(folder, stem, number, *, size=(8, 8), seed=0, mask=None):
+    """One random image and mask in ``folder``; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng([seed, number])
+    image = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+    mask = random.integers(0, 2, size, dtype=np.uint8) * np.uint8(255) if mask is None else mask
+    Image.fromarray(image).save(folder / f"{stem}_{number}.tif")
+    Image.fromarray(mask).save(folder / f"{stem}_{number}_mask.tif")
+    return image, mask
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two patients of three slices, whose numbers do not sort as strings."""
+    for seed, name in enumerate(("TCGA_CS_1_19960909", "TCGA_DU_2_20010203")):
+        for number in (2, 9, 10):
+            write_pair(tmp_path / name, name, number, seed=seed)
+    return tmp_path
+
+
+def first_image(data):
+    return data / "TCGA_CS_1_19960909" / "TCGA_CS_1_19960909_2.tif"
+
+
+def first_mask(data):
+    return data / "TCGA_CS_1_19960909" / "TCGA_CS_1_19960909_2_mask.tif"
+
+
+def refusal(function, *arguments, **keywords):
+    """The message of the UserError that the call raises; it must be one line."""
+    with pytest.raises(UserError) as found:
+        function(*arguments, **keywords)
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+# ------------------------------------------------------------------------------------------ what is read
+
+
+def test_slices_are_read_pixel_for_pixel_by_number_and_patient(data):
+    slices = lgg.read_folder(data, size=8)
+    assert slices.patients == ("TCGA_CS_1",) * 3 + ("TCGA_DU_2",) * 3
+    assert slices.numbers == (2, 9, 10) * 2
+    assert slices.files[0] == str(first_image(data))
+    assert slices.skipped == ()
+    for i, (file, number) in enumerate(zip(slices.files, slices.numbers, strict=True)):
+        random = np.random.default_rng([i // 3, number])
+        np.testing.assert_array_equal(slices.images[i], random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        np.testing.assert_array_equal(slices.masks[i, ..., 0], random.integers(0, 2, (8, 8), dtype=np.uint8))
+        assert Path(file).exists()
+
+
+def test_the_folder_may_hold_kaggle_3m(data, tmp_path_factory):
+    outer = tmp_path_factory.mktemp("download")
+    data.rename(outer / "kaggle_3m")
+    (outer / "lgg-mri-segmentation").mkdir()  # the Kaggle archive holds everything a second time under this name
+    (outer / "kaggle_3m" / "data.csv").write_text("Patient\n")
+    assert len(lgg.read_folder(outer, size=8)) == 6
+    assert len(lgg.read_folder(str(outer / "kaggle_3m"), size=8)) == 6
+
+
+def test_limit_and_patients(data):
+    assert lgg.read_folder(data, size=8, limit=4).numbers == (2, 9, 10, 2)
+    assert lgg.read_folder(data, size=8, limit=100).numbers == (2, 9, 10) * 2
+    assert lgg.read_folder(data, size=8, patients=["TCGA_DU_2"]).patient_names() == ("TCGA_DU_2",)
+    assert "no folder of patient anna, ben" in refusal(lgg.read_folder, data, 8, patients=["ben", "TCGA_DU_2", "anna"])
+
+
+def test_names_of_people_with_spaces_letters_dashes_and_newlines(tmp_path):
+    names = ("-rf", "anna & ben", "größe", "new\nline", "x" * 240)
+    for name in names:
+        write_pair(tmp_path / name, name, 1)
+    assert lgg.read_folder(tmp_path, size=8).patients == tuple(sorted(names))
+
+
+def test_a_path_too_long_for_the_system(data):
+    message = refusal(lgg.read_folder, data / ("x" * 300), 8)
+    assert message.endswith(f"cannot be listed ({os.strerror(errno.ENAMETOOLONG)}); check its permissions")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are text there")
+def test_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"ren\xe9")
+    write_pair(tmp_path / name, name, 1)
+    slices = lgg.read_folder(tmp_path, size=8)
+    assert slices.patients == (r"ren\udce9",)
+    assert Path(slices.files[0]).exists()
+    Path(slices.files[0]).write_bytes(b"broken")
+    assert r"ren\udce9_1.tif: cannot be read" in refusal(lgg.read_folder, tmp_path, 8)
+
+
+def test_hidden_files_and_other_files_are_passed_over(data):
+    (first_image(data).parent / "._TCGA_CS_1_19960909_2.tif").write_bytes(b"resource fork")
+    (first_image(data).parent / "notes.txt").write_text("notes")
+    (data / ".cache").mkdir()
+    (data / "README.md").write_text("read me")
+    (data / "empty_patient").mkdir()
+    assert len(lgg.read_folder(data, size=8)) == 6
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (0,), (1,), (255,)])
+def test_binary_masks_of_any_kind(tmp_path, values):
+    mask = np.random.default_rng(0).choice(np.array(values, np.uint8), (8, 8))
+    write_pair(tmp_path / "anna", "anna", 1, mask=mask)
+    np.testing.assert_array_equal(lgg.read_folder(tmp_path, size=8).masks[0, ..., 0], mask > 0)
+
+
+def test_a_one_bit_mask(data):
+    expected = np.random.default_rng(1).integers(0, 2, (8, 8)).astype(bool)
+    Image.fromarray(expected).save(first_mask(data))
+    np.testing.assert_array_equal(lgg.read_folder(data, size=8).masks[0, ..., 0], expected)
+
+
+def test_loose_images_of_three_formats(tmp_path):
+    image = np.random.default_rng(2).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    for name in ("image.tif", "image.png"):
+        Image.fromarray(image).save(tmp_path / name)
+        np.testing.assert_array_equal(lgg.read_image(tmp_path / name), image)
+    Image.fromarray(image).save(tmp_path / "image.jpg", quality=95)
+    assert lgg.read_image(str(tmp_path / "image.jpg")).shape == (12, 10, 3)
+    assert lgg.read_image(tmp_path / "image.png", size=5).shape == (5, 5, 3)
+    assert "not a readable TIFF picture" in refusal(lgg.read_image, tmp_path / "image.png", formats=("TIFF",))
+
+
+def test_a_loose_mask(tmp_path):
+    mask = np.random.default_rng(3).integers(0, 2, (5, 7), dtype=np.uint8)
+    Image.fromarray(mask * np.uint8(255)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(lgg.read_mask(tmp_path / "mask.png"), mask)
+
+
+# ------------------------------------------------------------------------------------------ resizing
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_resized_mask_is_the_majority_of_its_area(height, width, size, seed):
+    mask = np.random.default_rng(seed).integers(0, 2, (height, width), dtype=np.uint8)
+    # On the grid of height * size by width * size, old and new pixels are both whole blocks: count.
+    fine = np.repeat(np.repeat(mask, size, axis=0), size, axis=1)
+    ones = fine.reshape(size, height, size, width).sum(axis=(1, 3), dtype=np.int64)
+    expected = (2 * ones >= height * width).astype(np.uint8)
+    np.testing.assert_array_equal(lgg.resize_mask(mask, size), expected)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.tuples(*[st.integers(0, 255)] * 3))
+def test_a_resized_constant_image_is_constant(height, width, size, colour):
+    image = np.full((height, width, 3), colour, np.uint8)
+    np.testing.assert_array_equal(lgg.resize_image(image, size), np.full((size, size, 3), colour, np.uint8))
+
+
+def test_a_shrunk_image_averages_every_pixel_and_stays_in_place():
+    image = np.random.default_rng(4).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    small = lgg.resize_image(image, 8)
+    # White noise of deviation 74: a quarter of its pixels would keep that, the mean over a 4 x 4 block has 18.
+    assert small.std() < 25
+    gradient = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[:, None], 32, axis=1)
+    shrunk = lgg.resize_image(np.stack([gradient, gradient.T, gradient], axis=-1), 8).astype(float)
+    np.testing.assert_allclose(shrunk[1:-1, :, 0], gradient.reshape(8, 4, 8, 4).mean(axis=(1, 3))[1:-1], atol=1)
+    np.testing.assert_array_equal(shrunk[..., 1], shrunk[..., 0].T)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(600, 300, 12), (1024, 2, 2), (257, 257, 1)])
+def test_a_resized_mask_of_many_rows(height, width, size):
+    mask = np.random.default_rng(8).integers(0, 2, (height, width), dtype=np.uint8)
+    share = mask.reshape(size, height // size, size, width // size).mean(axis=(1, 3))
+    np.testing.assert_array_equal(lgg.resize_mask(mask, size), share >= 0.5)
+
+
+def test_both_are_resized_on_reading(tmp_path):
+    image, mask = write_pair(tmp_path / "anna", "anna", 1, size=(12, 12))
+    slices = lgg.read_folder(tmp_path, size=6)
+    np.testing.assert_array_equal(slices.images[0], lgg.resize_image(image, 6))
+    np.testing.assert_array_equal(slices.masks[0, ..., 0], lgg.resize_mask(mask // 255, 6))
+
+
+# ------------------------------------------------------------------------------------------ what is wrong with files
+
+
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    # Pillow would reduce them to their upper 8 bits without a word.
+    deep = np.random.default_rng(5).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    for name in ("grey.tif", "grey.png"):
+        Image.fromarray(deep).save(tmp_path / name)
+        assert f"{name}: 16 bits a channel, expected 8" in refusal(lgg.read_image, tmp_path / name)
+        message = refusal(lgg.read_mask, tmp_path / name)
+        assert re.search(r"a mask with the values (\d+, ){8}\.\.\.; expected", message)
+    (tmp_path / "rgb.tif").write_bytes(tiff_by_hand(2, 2, bits=16))
+    message = refusal(lgg.read_image, tmp_path / "rgb.tif")
+    assert "rgb.tif: 16 bits a channel, expected 8; scale it" in message
+    assert "by the same factor" in message
+
+
+@pytest.mark.parametrize("values", [(0, 65535), (0, 255), (0, 1), (65535,)])
+def test_masks_of_sixteen_bits(tmp_path, values):
+    mask = np.random.default_rng(6).choice(np.array(values, np.uint16), (8, 8))
+    for name in ("mask.tif", "mask.png"):
+        Image.fromarray(mask).save(tmp_path / name)
+        np.testing.assert_array_equal(lgg.read_mask(tmp_path / name), mask > 0)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (1, 2), (0, 254), (0, 2), (0, 255, 65535), (0, 65534), (4095, 0)])
+def test_masks_of_three_values_or_of_others(tmp_path, values):
+    mask = np.array(values, np.uint16 if max(values) > 255 else np.uint8).reshape(1, -1)
+    Image.fromarray(mask).save(tmp_path / "mask.tif")
+    listed = ", ".join(str(value) for value in sorted(values))
+    assert f"a mask with the values {listed};" in refusal(lgg.read_mask, tmp_path / "mask.tif")
+
+
+def tiff_by_hand(width, height, bits):
+    """An RGB TIFF that Pillow would not write: its header says what it is told to, its pixels are 24 bytes."""
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, 24)]
+    content = b"II*\0" + (8).to_bytes(4, "little") + len(entries).to_bytes(2, "little")
+    for tag, kind, count, value in entries:
+        content += b"".join(n.to_bytes(k, "little") for n, k in ((tag, 2), (kind, 2), (count, 4), (value, 4)))
+    return content + bytes(4) + bits.to_bytes(2, "little") * 3 + bytes(range(24))
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("L", r'one grey channel, expected 8-bit RGB .*convert\("RGB"\)'),
+        ("RGBA", "RGB with transparency, expected 8-bit RGB"),
+        ("P", "palette colours, expected 8-bit RGB"),
+        ("CMYK", "mode CMYK, expected 8-bit RGB"),
+        ("1", "mode 1, expected 8-bit RGB"),
+        ("F", "32 bits a channel, expected 8"),
+    ],
+)
+def test_images_of_other_modes_are_refused(data, mode, expected):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).convert(mode).save(first_image(data))
+    with pytest.raises(UserError, match=expected) as found:
+        lgg.read_folder(data, size=8)
+    assert str(found.value).startswith(str(first_image(data)))
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("RGB", "RGB"), ("P", "palette colours"), ("LA", "grey with")])
+def test_masks_of_several_channels_are_refused(data, mode, expected):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).convert("L").convert(mode).save(first_mask(data))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{first_mask(data)}: {expected}")
+    assert "expected a mask of one channel" in message
+
+
+def test_a_mask_that_is_not_binary_lists_its_values(data):
+    Image.fromarray(np.array([[0, 3, 255, 7]] * 4, np.uint8)).save(first_mask(data))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{first_mask(data)}: a mask with the values 0, 3, 7, 255; expected 0 and 255")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(first_mask(data))
+    assert "the values 0, 1, 2, 3, 4, 5, 6, 7, ...;" in refusal(lgg.read_folder, data, 8)
+
+
+def test_sizes_that_differ_name_both_files(data):
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(first_mask(data))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{first_image(data)}: 8 x 8 pixels, but its mask {first_mask(data)} has 9 x 8 pixels")
+
+
+def test_slices_of_a_patient_that_differ_in_size(data):
+    folder = first_image(data).parent
+    write_pair(folder, folder.name, 9, size=(10, 10))
+    message = refusal(lgg.read_folder, data, 8)
+    assert "_9.tif: 10 x 10 pixels, but " in message
+    assert "of the same patient has 8 x 8 pixels" in message
+    # Another patient may have another size: all are resized to one.
+    for number in (2, 10):
+        write_pair(folder, folder.name, number, size=(10, 10))
+    assert lgg.read_folder(data, size=8).images.shape == (6, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "not a readable TIFF picture"),
+        (b"this is a text\n", "not a readable TIFF picture"),
+        (b"<!DOCTYPE html><html></html>", "not a readable TIFF picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a readable TIFF picture"),
+        (b"II*\0\xff\xff\xff\x7f" + bytes(40), "cannot be read"),
+    ],
+)
+def test_other_content_under_the_name_of_a_tiff(data, content, expected):
+    first_image(data).write_bytes(content)
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{first_image(data)}: cannot be read")
+    assert expected in message
+
+
+def test_a_file_cut_short_anywhere_is_named(data):
+    whole = first_image(data).read_bytes()
+    for length in range(0, len(whole), 7):
+        first_image(data).write_bytes(whole[:length])
+        assert refusal(lgg.read_folder, data, 8, limit=1).startswith(str(first_image(data)))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_damaged_tiff_is_read_or_refused_in_one_line(tmp_path_factory, seed):
+    path = tmp_path_factory.getbasetemp() / "damaged.tif"
+    random = np.random.default_rng(seed)
+    Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    for place in random.integers(0, len(content), 4):
+        content[place] = random.integers(256)
+    path.write_bytes(content)
+    try:
+        lgg.read_image(path)
+    except UserError as error:
+        message = str(error)
+    else:
+        return
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_several_pictures_in_one_file(data):
+    pages = [Image.fromarray(np.zeros((8, 8, 3), np.uint8)) for _ in range(2)]
+    pages[0].save(first_image(data), save_all=True, append_images=pages[1:])
+    assert "more than one picture in the file" in refusal(lgg.read_folder, data, 8)
+
+
+@pytest.mark.parametrize("size", [(8193, 8192), (10000, 9500), (15000, 15000), (65535, 65535)])
+def test_a_header_that_claims_too_many_pixels_is_refused(data, size):
+    # Above 89 million pixels Pillow itself warns, above 179 million it raises; the ceiling is below both.
+    first_image(data).write_bytes(tiff_by_hand(*size, bits=8))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(str(first_image(data)))
+    assert "the ceiling of 67108864" in message
+
+
+def test_a_file_larger_than_any_such_image_is_not_opened(data):
+    with first_image(data).open("r+b") as file:
+        file.truncate(lgg.MAX_BYTES + 1)  # holds no data: takes no room on the disk
+    message = refusal(lgg.read_folder, data, 8)
+    assert message == f"{first_image(data)}: above the ceiling of {lgg.MAX_BYTES} bytes; make it smaller"
+
+
+def test_a_header_larger_than_any_is_refused_before_it_is_read_to_its_end(data, monkeypatch):
+    monkeypatch.setattr(lgg._Reader, "allowance", 100)
+    message = refusal(lgg.read_folder, data, 8, limit=1)
+    assert message.startswith(f"{data}: 2 faults: {first_image(data)}: a header of more than ")
+    monkeypatch.setattr(lgg._Reader, "allowance", 10_000)
+    assert len(lgg.read_folder(data, size=8)) == 6
+
+
+def test_the_pixels_may_be_more_than_the_header(tmp_path):
+    image = np.random.default_rng(7).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "large.tif")
+    assert (tmp_path / "large.tif").stat().st_size > lgg.MAX_HEADER_BYTES
+    np.testing.assert_array_equal(lgg.read_image(tmp_path / "large.tif"), image)
+
+
+def test_damaged_compressed_files_leave_stderr_to_us(data, capfd):
+    # libtiff prints to the process's own stderr; what Python and others print there must still get through.
+    picture = Image.open(first_image(data))
+    for compression in ("tiff_adobe_deflate", "tiff_lzw", "jpeg"):
+        picture.save(first_image(data), compression=compression)
+        content = bytearray(first_image(data).read_bytes())
+        content[8:60] = bytes(52)  # libtiff puts the pixels first, and the directory last
+        first_image(data).write_bytes(content)
+        assert "decoder error" in refusal(lgg.read_folder, data, 8)
+    picture.close()
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
+
+
+def test_stderr_is_silent_while_any_thread_needs_it_and_no_longer(capfd):
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with lgg._STDERR_SILENCED:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with lgg._STDERR_SILENCED:
+        thread.start()
+        inside.wait()
+    os.write(2, b"swallowed\n")  # the other thread is still inside
+    leave.set()
+    thread.join()
+    os.write(2, b"shown\n")
+    assert capfd.readouterr().err == "shown\n"
+
+
+def test_compressed_files_are_read_without_a_stderr(data):
+    with Image.open(first_image(data)) as picture:
+        picture.load()
+    picture.save(first_image(data), compression="tiff_lzw")
+    # The first file that is opened then has the number of stderr.
+    script = "import sys; from minunet.data import lgg; print(len(lgg.read_folder(sys.argv[1], 8)))"
+    command = ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", script, str(data)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == "6\n"
+
+
+def test_a_pipe_under_the_name_of_a_tiff_does_not_hang(data):
+    first_image(data).unlink()
+    os.mkfifo(first_image(data))
+    assert refusal(lgg.read_folder, data, 8) == (
+        f"{first_image(data)}: not a regular file; replace it by a picture or remove it"
+    )
+
+
+def test_links_that_lead_nowhere_or_in_circles_or_to_a_device(data):
+    for target, expected in (
+        (data / "absent", "no such file"),
+        (first_image(data), "symbolic link"),
+        ("/dev/zero", "regular"),
+    ):
+        first_image(data).unlink()
+        first_image(data).symlink_to(target)
+        message = refusal(lgg.read_folder, data, 8)
+        assert message.startswith(str(first_image(data)))
+        assert expected in message
+
+
+def test_a_warning_of_pillow_neither_shows_nor_hides_the_file(data):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        lgg.read_folder(data, size=8)
+        first_image(data).write_bytes(first_image(data).read_bytes()[:60])
+        refusal(lgg.read_folder, data, 8)
+    assert not seen
+
+
+# ------------------------------------------------------------------------------------------ what is wrong with a folder
+
+
+def test_missing_partners_are_listed_or_left_out(data):
+    first_mask(data).unlink()
+    other = data / "TCGA_DU_2_20010203" / "TCGA_DU_2_20010203_10.tif"
+    other.unlink()
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{data}: 2 faults: ")
+    assert f"{first_image(data)}: no mask beside it" in message
+    assert f"{other.with_name(other.stem + '_mask.tif')}: no image beside it" in message
+    slices = lgg.read_folder(data, size=8, allow_missing=True)
+    assert slices.numbers == (9, 10, 2, 9)
+    assert slices.skipped == (str(first_image(data)), str(other.with_name(other.stem + "_mask.tif")))
+
+
+def test_all_faults_are_counted_and_twenty_shown(tmp_path):
+    for number in range(1, 31):
+        write_pair(tmp_path / "anna", "anna", number)
+        (tmp_path / "anna" / f"anna_{number}.tif").write_bytes(b"broken")
+    (tmp_path / "anna" / "anna_7_mask.tif").unlink()
+    message = refusal(lgg.read_folder, tmp_path, 8)
+    assert message.startswith(f"{tmp_path}: 30 faults: ")
+    assert message.endswith("; and 10 more")
+    assert message.count("anna_") == 20
+
+
+def test_image_and_mask_broken_are_two_faults(data):
+    first_image(data).write_bytes(b"broken")
+    first_mask(data).write_bytes(b"broken")
+    assert refusal(lgg.read_folder, data, 8).startswith(f"{data}: 2 faults: ")
+
+
+def test_a_folder_that_is_absent_a_file_or_empty(tmp_path):
+    assert refusal(lgg.read_folder, tmp_path / "absent", 8).startswith(f"{tmp_path / 'absent'}: no such folder")
+    (tmp_path / "file").write_text("")
+    assert refusal(lgg.read_folder, tmp_path / "file", 8).startswith(f"{tmp_path / 'file'}: not a folder")
+    (tmp_path / "empty").mkdir()
+    message = refusal(lgg.read_folder, tmp_path / "empty", 8)
+    assert message.startswith(f"{tmp_path / 'empty'}: no pair of image and mask found; expected <patient>/")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert "cannot be listed" in refusal(lgg.read_folder, tmp_path / "circle", 8)
+
+
+def test_a_patients_folder_that_cannot_be_listed(data, monkeypatch):
+    def iterdir(path, real=Path.iterdir):
+        if path.name == "TCGA_DU_2_20010203":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    expected = f"{data / 'TCGA_DU_2_20010203'}: cannot be listed (Permission denied); check its permissions"
+    assert refusal(lgg.read_folder, data, 8) == expected
+
+
+def test_two_folders_of_one_patient_would_leak(data):
+    (data / "TCGA_CS_1_19970101").mkdir()
+    message = refusal(lgg.read_folder, data, 8)
+    assert "TCGA_CS_1_19970101: the same patient as TCGA_CS_1_19960909" in message
+
+
+def test_one_slice_number_twice(data):
+    folder = first_image(data).parent
+    write_pair(folder, folder.name + "_0", 9)
+    assert "the same slice number as " in refusal(lgg.read_folder, data, 8)
+
+
+def test_a_name_without_a_number(data):
+    folder = first_image(data).parent
+    first_image(data).rename(folder / "overview.tif")
+    first_mask(data).unlink()
+    assert "overview.tif: not named <name>_<number>.tif" in refusal(lgg.read_folder, data, 8)
+
+
+def test_a_file_name_with_a_newline_stays_in_one_line(tmp_path):
+    write_pair(tmp_path / "an\nna", "an\nna", 1)
+    (tmp_path / "an\nna" / "an\nna_1.tif").write_bytes(b"broken")
+    assert r"an\nna_1.tif" in refusal(lgg.read_folder, tmp_path, 8)
+
+
+@pytest.mark.parametrize("arguments", [{"size": 0}, {"size": 8, "limit": 0}])
+def test_arguments_out_of_range(data, arguments):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        lgg.read_folder(data, **arguments)
+
+
+# ------------------------------------------------------------------------------------------ the real data
+
+
+@pytest.mark.skipif("MINUNET_LGG" not in os.environ, reason="MINUNET_LGG does not name a kaggle_3m folder")
+def test_lgg_mri():
+    folder = os.environ["MINUNET_LGG"]
+    names = ["TCGA_CS_4941", "TCGA_DU_5849"]
+    slices = lgg.read_folder(folder, size=256, patients=names)
+    assert slices.patient_names() == tuple(names)
+    assert slices.numbers == tuple(range(1, 24)) + tuple(range(1, len(slices) - 22))
+    assert 0.001 < slices.masks.mean() < 0.05
+    assert slices.images.shape[1:] == (256, 256, 3)
+    with Image.open(slices.files[-1]) as image:
+        np.testing.assert_array_equal(slices.images[-1], np.asarray(image))

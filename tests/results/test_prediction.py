@@ -1,0 +1,261 @@
+"""From a trained checkpoint and image files to masks: examples/predict.py and minunet.results.prediction."""
+
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minunet.base import cli
+from minunet.base.errors import UserError
+from minunet.data import lgg, phantom
+from minunet.data.normalize import Normalization
+from minunet.network.unet import UNet
+from minunet.results import plots
+from minunet.results.prediction import Predictor, find_volumes, resize_probabilities
+from minunet.training.checkpoint import load_net, save_training
+from minunet.training.config import TrainingConfig
+from minunet.training.evaluation import predict_slices
+from minunet.training.loop import TrainingData, fit
+from minunet.training.optim import AdamW
+from minunet.training.step import Engine
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def predict():
+    """``predict(*arguments)`` runs the example in this process and returns its exit code."""
+    main = runpy.run_path(str(SCRIPT))["main"]
+    return lambda *arguments: cli.run(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three phantoms on disk, as the Kaggle data lie there."""
+    folder = tmp_path_factory.mktemp("kaggle_3m")
+    phantom.write_kaggle(folder, phantom.make(patients=3, size=SIZE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    """A checkpoint of a short run on those phantoms."""
+    folder = tmp_path_factory.mktemp("run")
+    slices = lgg.read_folder(data, SIZE)
+    normalization = Normalization("volume")
+    config = TrainingConfig(
+        epochs=2, batch_size=8, images_per_epoch=32, lr=1e-2, batch_norm_momentum=0.5, ema_decay=0.9
+    )
+    preprocessing = {"normalization": normalization.to_dict(), "image_size": SIZE, "flip_average": False}
+    fit(
+        Engine(UNet(widths=(4, 8), dropout=0.0), config.loss),
+        TrainingData(slices, slices, normalization),
+        config,
+        folder,
+        metadata={"preprocessing": preprocessing},
+        progress_bar=False,
+    )
+    return folder / "last.npz"
+
+
+def save(path, net=None, **preprocessing):
+    """An untrained checkpoint with this preprocessing."""
+    net = net or UNet(widths=(2, 4), dropout=0.0)
+    metadata = {"preprocessing": {"flip_average": True, **preprocessing}} if preprocessing else {}
+    save_training(path, net=net, optimizer=AdamW(net.parameters()), metadata=metadata)
+    return path
+
+
+def patient_folder(data) -> Path:
+    return sorted(folder for folder in data.iterdir() if folder.is_dir())[0]
+
+
+def test_a_patients_folder_gives_what_training_would_predict(predict, checkpoint, data, tmp_path, capsys):
+    folder, out = patient_folder(data), tmp_path / "out"
+    assert predict(checkpoint, folder, "--output", out, "--device", "cpu") == 0
+
+    slices = lgg.read_folder(data, SIZE)
+    mine = slices.subset([i for i, file in enumerate(slices.files) if Path(file).parent == folder])
+    net, _ = load_net(checkpoint)
+    probabilities = predict_slices(net, mine, Normalization("volume"))
+    expected = {Path(file).stem: p[..., 0] > 0.5 for file, p in zip(mine.files, probabilities, strict=True)}
+    assert 0 < sum(mask.sum() for mask in expected.values()) < len(mine) * SIZE**2
+    assert {path.name for path in out.iterdir()} == {
+        f"{name}_{kind}.png" for name in expected for kind in ("mask", "overlay")
+    }
+    for file, image in zip(mine.files, mine.images, strict=True):
+        name = Path(file).stem
+        with Image.open(out / f"{name}_mask.png") as mask, Image.open(out / f"{name}_overlay.png") as shown:
+            assert mask.mode == "L"
+            assert (np.asarray(mask) == 255 * expected[name]).all()
+            assert (np.asarray(shown) == plots.overlay(plots.display_image(image), expected[name])).all()
+    assert len(capsys.readouterr().out.splitlines()) == len(mine)
+
+
+def test_loose_images_of_any_size_and_format(predict, checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"wide äöü 1.png": (20, 70), "-odd.JPG": (51, 33), "one pixel.tiff": (1, 1), "large.tif": (200, 100)}
+    for name, (height, width) in sizes.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / name)
+    out = tmp_path / "a" / "b"
+    assert predict(checkpoint, *(tmp_path / name for name in sizes), "--output", out, "--threshold", "0.3") == 0
+    for name, (height, width) in sizes.items():
+        with Image.open(out / f"{Path(name).stem}_mask.png") as mask:
+            assert mask.size == (width, height)
+            assert set(np.unique(mask)) <= {0, 255}
+        with Image.open(out / f"{Path(name).stem}_overlay.png") as shown:
+            assert shown.size == (width, height)
+            assert shown.mode == "RGB"
+
+
+def test_threshold_and_weights_change_the_result(predict, checkpoint, data, tmp_path):
+    def area(*flags):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert predict(checkpoint, patient_folder(data), "--output", out, "--device", "cpu", *flags) == 0
+        return [int(np.asarray(Image.open(path)).astype(bool).sum()) for path in sorted(out.glob("*_mask.png"))]
+
+    plain = area()
+    assert area("--weights", "ema") == plain  # auto: the file has averaged weights
+    assert area("--weights", "raw") != plain
+    low = area("--threshold", "0.1")
+    assert all(more >= less for more, less in zip(low, plain, strict=True))
+    assert low != plain
+
+
+def test_each_output_channel_has_its_own_mask(predict, tmp_path):
+    net = UNet(widths=(2, 4), out_channels=2, dropout=0.0)
+    net.head.bias[:] = (50, -50)  # certain, everywhere: yes, no
+    path = save(tmp_path / "two.npz", net, normalization=Normalization("scale").to_dict(), image_size=16)
+    Image.fromarray(np.full((9, 7, 3), 100, np.uint8)).save(tmp_path / "x.png")
+    assert predict(path, tmp_path / "x.png", "--output", tmp_path) == 0
+    assert np.asarray(Image.open(tmp_path / "x_mask1.png")).min() == 255
+    assert np.asarray(Image.open(tmp_path / "x_mask2.png")).max() == 0
+    assert (tmp_path / "x_overlay2.png").exists()
+
+
+def test_a_volume_is_a_folder(tmp_path):
+    for name in ("p/2.tif", "p/10.TIF", "p/10_mask.tif", "p/notes.txt", "q/1.png", "q/deeper/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    volumes = find_volumes([tmp_path / "p", tmp_path / "q" / "1.png", tmp_path / "p" / "2.tif"])
+    assert [[str(file.relative_to(tmp_path)) for file in files] for files in volumes] == [
+        ["p/10.TIF", "p/2.tif"],
+        ["q/1.png"],
+    ]
+
+
+def test_probabilities_keep_their_place_and_range():
+    p = np.random.default_rng(0).random((8, 6, 2), dtype="float32")
+    assert (resize_probabilities(p, 8, 6) == p).all()
+    large, small = resize_probabilities(p, 31, 17), resize_probabilities(p, 3, 2)
+    assert large.shape == (31, 17, 2)
+    assert small.shape == (3, 2, 2)
+    for resized in (large, small):
+        assert p.min() <= resized.min() <= resized.max() <= p.max()
+    corner = np.zeros((8, 8, 1), "float32")
+    corner[0, 7] = 1
+    place = np.unravel_index(resize_probabilities(corner, 40, 20).argmax(), (40, 20))
+    assert place == (0, 19)
+
+
+# ---- What people do wrong: one line, exit 2, nothing written --------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, checkpoint):
+    """Files to go wrong with."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twin").mkdir()
+    for name in ("good.png", "twin/good.png"):
+        Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / name)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "good_mask.tif").touch()
+    scale = Normalization("scale").to_dict()
+    save(tmp_path / "no_preprocessing.npz")
+    save(tmp_path / "other_step.npz", normalization=scale, image_size=16, crop="head")
+    save(tmp_path / "bad_size.npz", normalization=scale, image_size="16")
+    save(tmp_path / "bad_kind.npz", normalization={**scale, "kind": "magic"}, image_size=16)
+    save(tmp_path / "bad_flip.npz", normalization=scale, image_size=16, flip_average=1)
+    save(tmp_path / "plain.npz", normalization=scale, image_size=16)
+    save(tmp_path / "grey.npz", UNet(in_channels=1, widths=(2,)), normalization=scale, image_size=16)
+    (tmp_path / "trained.npz").write_bytes(checkpoint.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.npz", "good.png"), "none.npz: no such file"),
+        (("text.png", "good.png"), "text.png: "),
+        (("no_preprocessing.npz", "good.png"), "no_preprocessing.npz: does not say how to prepare images"),
+        (("other_step.npz", "good.png"), "other_step.npz: does not say how to prepare images"),
+        (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
+        (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
+        (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
+        (("grey.npz", "good.png"), "grey.npz: its network takes 1 channels"),
+        (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),
+        (("trained.npz", "good.png", "none.png"), "none.png: no such file or folder"),
+        (("trained.npz", "good.png", "empty"), "empty: no image found"),
+        (("trained.npz", "good_mask.tif"), "good_mask.tif: no image found"),
+        (("trained.npz", "good.png", "text.png"), "text.png: cannot be read"),
+        (("trained.npz", "good.png", "twin"), "twin/good.png: named like good.png"),
+        (
+            ("trained.npz", "good.png", "--threshold", "1"),
+            "--threshold: must be a number of at least 0 and less than 1",
+        ),
+        (("trained.npz",), "images"),
+    ],
+)
+def test_mistakes_are_one_line(predict, files, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(files)
+    before = sorted(files.rglob("*"))
+    assert predict(*arguments, "--output", "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(files.rglob("*")) == before
+
+
+def test_nothing_is_overwritten(predict, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    Path("good_mask.png").write_bytes(b"a day's work")
+    assert predict("trained.npz", "good.png", "--output", ".") == 2
+    assert capsys.readouterr().err == "error: good_mask.png: is there already, choose another folder as --output\n"
+    assert Path("good_mask.png").read_bytes() == b"a day's work"
+    assert not Path("good_overlay.png").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(predict, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    assert predict("trained.npz", "good.png", "--output", "text.png/out") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_predictor_says_what_its_checkpoint_lacks(files):
+    with pytest.raises(UserError, match=r"no_preprocessing\.npz: does not say"):
+        Predictor.load(files / "no_preprocessing.npz")
+
+
+def test_the_script_runs_by_itself(files):
+    command = [sys.executable, str(SCRIPT), "trained.npz", "good.png", "--output", "out", "--device", "cpu"]
+    done = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("out/good_mask.png: ")
+    again = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (2, "")
+
+
+def test_the_mirror_image_is_averaged_if_the_run_did(checkpoint, data):
+    predictor = Predictor.load(checkpoint)
+    images = predictor.read(sorted(patient_folder(data).glob("*[0-9].tif")))
+    plain, mirrored = predictor.probabilities(images), predictor.probabilities(images[:, :, ::-1].copy())
+    averaged = replace(predictor, flip_average=True).probabilities(images)
+    np.testing.assert_allclose(averaged, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-5)
+    assert not np.allclose(averaged, plain)

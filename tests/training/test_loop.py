@@ -1,0 +1,187 @@
+"""The run: what it leaves, what it chooses, and that a resumed run is the unbroken one."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minunet.base.archive import load, sha256_of_arrays
+from minunet.base.environment import environment
+from minunet.base.errors import Diverged, UserError
+from minunet.data.augment import PRESETS, Augmentation
+from minunet.network.unet import UNet
+from minunet.training import loop, metrics
+from minunet.training.checkpoint import load_net
+from minunet.training.config import TrainingConfig
+from minunet.training.evaluation import Evaluation, predict_slices
+from minunet.training.loop import Hooks, TrainingData, fit
+from minunet.training.step import Engine
+from tests.training.cases import NORMALIZATION, all_arrays, tiny_net
+
+CONFIG = TrainingConfig(
+    epochs=3,
+    batch_size=4,
+    images_per_epoch=10,
+    sampling="tumour",
+    augmentation=PRESETS["strong"],
+    lr=0.01,
+    warmup_epochs=1,
+    clip_norm=1.0,
+    batch_norm_momentum=0.5,
+    ema_decay=0.9,
+)
+
+
+def run(slices, folder, config=CONFIG, net=None, should_stop=None, **options):
+    engine = Engine(net or tiny_net(dtype="float32"), config.loss)
+    data, hooks = TrainingData(*slices, NORMALIZATION), Hooks(should_stop)
+    return fit(engine, data, config, folder, hooks=hooks, progress_bar=False, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(slices, tmp_path_factory):
+    """The folder of an unbroken run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(slices, folder)
+    return folder
+
+
+def final_weights(folder, name="last.npz"):
+    arrays, _ = load(folder / name)
+    return sha256_of_arrays(arrays)
+
+
+def stop_after(steps):
+    count = iter(range(1, steps + 1))
+    return lambda: next(count) == steps
+
+
+def test_a_run_leaves_its_history_and_checkpoints(slices, tmp_path):
+    progress = run(slices, tmp_path)
+    assert progress.finished
+    assert [row["epoch"] for row in progress.history] == [1, 2, 3]
+    with (tmp_path / "history.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == progress.history
+    best = max(progress.history, key=lambda row: row["validation_dice"])
+    assert (progress.best_epoch, progress.best_value) == (best["epoch"], best["validation_dice"])
+    _, metadata = load(tmp_path / "best.npz")
+    assert metadata["progress"]["best_epoch"] == len(metadata["progress"]["history"]) == best["epoch"]
+    net, _ = load_net(tmp_path / "best.npz")
+    _, validation = slices
+    probabilities = predict_slices(net, validation, NORMALIZATION)
+    counts = metrics.count(probabilities > 0.5, validation.masks > 0)
+    assert metrics.dice(counts) == pytest.approx(best["validation_dice"], abs=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])  # in the first epoch, at its end, in the middle of the second, ...
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(slices, whole, tmp_path, stop):
+    progress = run(slices, tmp_path, should_stop=stop_after(stop))
+    assert not progress.finished
+    other = tiny_net(dtype="float32")
+    for array in other.parameters().values():
+        array[...] = 7  # whatever it was: all comes from the checkpoint
+    progress = run(slices, tmp_path, net=other, resume=True)
+    assert progress.finished
+    for name in ("last.npz", "best.npz"):
+        assert final_weights(whole, name) == final_weights(tmp_path, name)
+    assert (whole / "history.csv").read_text() == (tmp_path / "history.csv").read_text()
+
+
+def test_a_finished_run_has_nothing_to_resume(slices, tmp_path):
+    run(slices, tmp_path)
+    before = final_weights(tmp_path)
+    assert run(slices, tmp_path, resume=True).finished
+    assert final_weights(tmp_path) == before
+
+
+def test_another_configuration_or_no_checkpoint_cannot_be_resumed(slices, tmp_path):
+    with pytest.raises(UserError, match=r"last\.npz"):
+        run(slices, tmp_path, resume=True)
+    run(slices, tmp_path, should_stop=stop_after(1))
+    with pytest.raises(UserError, match=r"lr was 0\.01, is 0\.02"):
+        run(slices, tmp_path, replace(CONFIG, lr=0.02), resume=True)
+
+
+def test_patience_ends_a_run_that_has_stopped_getting_better(slices, tmp_path):
+    config = replace(CONFIG, epochs=20, lr=1e-12, monitor="loss", ema_decay=None, patience=2, warmup_epochs=0)
+    progress = run(slices, tmp_path, config)
+    assert progress.finished
+    assert len(progress.history) < 20
+    assert len(progress.history) == progress.best_epoch + 2
+
+
+@pytest.mark.parametrize("monitor", ["dice", "loss"])
+def test_the_monitored_quantity_chooses_the_best_epoch(slices, tmp_path, monitor):
+    progress = run(slices, tmp_path, replace(CONFIG, monitor=monitor))
+    chosen = {
+        "dice": max(progress.history, key=lambda row: row["validation_dice"]),
+        "loss": min(progress.history, key=lambda row: row["validation_loss"]),
+    }
+    assert progress.best_epoch == chosen[monitor]["epoch"]
+
+
+def test_divergence_names_the_place_and_the_files_and_keeps_the_last_checkpoint(slices, tmp_path):
+    train, _ = slices
+    net = tiny_net(dtype="float32")
+    before = sha256_of_arrays(all_arrays(net))
+    config = replace(CONFIG, lr=1e30, clip_norm=None, warmup_epochs=0)
+    with pytest.raises(Diverged, match=r"epoch 1, step \d+: the loss is .*, first in the .*; the batch was ") as raised:
+        run(slices, tmp_path, config, net=net)
+    assert any(file in str(raised.value) for file in train.files)
+    kept, _ = load_net(tmp_path / "last.npz", "raw")
+    assert sha256_of_arrays(all_arrays(kept)) == before
+
+
+def test_a_network_that_overflows_on_whole_patients_has_diverged(slices, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments, **options: Evaluation(np.inf, 0.0))
+    with pytest.raises(Diverged, match="epoch 1, after its last step: the loss on validation patients is inf"):
+        run(slices, tmp_path)
+    assert load(tmp_path / "last.npz")[1]["progress"]["epoch"] == 0
+
+
+def test_what_is_not_as_it_was_is_said_on_resuming(slices, tmp_path, monkeypatch, capsys):
+    run(slices, tmp_path, should_stop=stop_after(4))
+    monkeypatch.setattr(loop, "environment", lambda: environment() | {"numpy": "1.0"})
+    assert run(slices, tmp_path, resume=True).finished
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"warning: not as it was, so that the last bits may differ: numpy was {np.__version__!r}, is '1.0'"
+
+
+def test_other_pixels_cannot_be_resumed_on(slices, tmp_path):
+    run(slices, tmp_path, should_stop=stop_after(1))
+    train, validation = slices
+    images = train.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="train_sha256 was .*, resume with the same settings and data"):
+        run((replace(train, images=images), validation), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("batch_size", "images", "refused"), [(1, 4, True), (4, 9, True), (4, 10, False)])
+def test_one_value_a_channel_is_refused_before_the_first_step(slices, tmp_path, batch_size, images, refused):
+    net = UNet(widths=(2, 2, 2, 2, 2), dropout=0.0)  # 16 x 16 pixels become one
+    config = replace(CONFIG, epochs=1, warmup_epochs=0, batch_size=batch_size, images_per_epoch=images)
+    if refused:
+        with pytest.raises(
+            UserError, match=f"--batch-size: {batch_size} leaves a batch of one image, which at 16 x 16"
+        ):
+            run(slices, tmp_path / "run", config, net=net)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert run(slices, tmp_path / "run", config, net=net).finished
+
+
+def test_the_training_sample_is_made_of_whole_patients(slices):
+    train, _ = slices
+    sample = loop._some_patients(train, about=len(train) // 2)
+    assert len(sample.patient_names()) == 1
+    (name,) = sample.patient_names()
+    assert len(sample) == train.patients.count(name)
+
+
+def test_masks_that_stay_in_place_train_another_network(slices, tmp_path):
+    config = replace(CONFIG, epochs=1, warmup_epochs=0, augmentation=Augmentation(rotation=72.0))
+    run(slices, tmp_path / "honest", config)
+    run(slices, tmp_path / "flawed", replace(config, augment_masks=False))
+    assert final_weights(tmp_path / "honest") != final_weights(tmp_path / "flawed")
