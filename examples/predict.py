@@ -15,9 +15,9 @@ from pathlib import Path
 from minunet import engines
 from minunet.base import cli
 from minunet.base.errors import UserError
-from minunet.data.lgg import read_image, shown
+from minunet.data.images import find_volumes, read_image, shown
 from minunet.results.plots import display_image, overlay
-from minunet.results.prediction import Predictor, find_volumes, resize_probabilities, write_png
+from minunet.results.prediction import Predictor, resize_probabilities, write_png
 
 
 def main(arguments: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
     )
     cli.add_device_argument(parser)
-    engines.add_arguments(parser)
+    engines.add_engine_arguments(parser)
     options = parser.parse_args(arguments)
 
     # Whatever can be wrong with the input is found before anything is written.

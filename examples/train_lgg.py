@@ -27,7 +27,7 @@ from minunet.base.environment import environment
 from minunet.base.errors import UserError
 from minunet.base.run_folder import next_free_folder, run_folder
 from minunet.base.signals import StopRequest
-from minunet.data import lgg, phantom, verify
+from minunet.data import images, lgg, phantom, verify
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_patient, split_by_slice
@@ -183,7 +183,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=cli.seed, help="default 0")
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
     cli.add_device_argument(parser)
-    engines.add_arguments(parser)
+    engines.add_engine_arguments(parser)
     add("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args(arguments)
 
@@ -269,7 +269,7 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
         print("data: no --data given, so synthetic patients are drawn (the phantom)")
         slices = phantom.make(size=preset.image_size, seed=0)
     else:
-        print(f"data: reading {lgg.shown(options.data)}", flush=True)
+        print(f"data: reading {images.shown(options.data)}", flush=True)
         slices = lgg.read_folder(
             options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
         )

@@ -491,7 +491,9 @@ def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
         },
         "loss": {
             "dice_loss, over the batch": op("dice_loss", {"probabilities": probabilities}, target=target),
-            "dice_loss, over each image": op("dice_loss", {"probabilities": probabilities}, target=target, over="image"),
+            "dice_loss, over each image": op(
+                "dice_loss", {"probabilities": probabilities}, target=target, over="image"
+            ),
             "bce_with_logits": op("bce_with_logits", {"logits": logits}, target=target),
             "segmentation: dice + bce": op("segmentation_loss", {"logits": logits}, target=target),
         },

@@ -22,7 +22,7 @@ FLOORS = [
     ("ops", "dice_loss bce_with_logits __init__"),
     ("network", "initializers layers blocks unet loss bridge __init__"),
     ("", "gradcheck summary"),
-    ("data", "slices lgg normalize phantom splits manifest verify augment batches __init__"),
+    ("data", "slices images lgg normalize phantom splits manifest verify augment batches __init__"),
     ("training", "metrics optim divergence step config presets checkpoint evaluation loop __init__"),
     ("engines", "memory"),
     ("engines.cpu", "winograd member team buffers chunks rows tiles taps adamw plan norm bands work"),

@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.lgg import THREADS, Listing, shown, size_of
+from minunet.data.images import shown, size_of
+from minunet.data.lgg import THREADS, Listing
 
 #: SHA-256 in hexadecimal by ``<patient's folder>/<file>``; None for a file that cannot be read.
 Digests = dict[str, str | None]

@@ -30,7 +30,8 @@ from minunet.base import cli
 from minunet.base.durable import json_text
 from minunet.base.errors import UserError
 from minunet.data import lgg
-from minunet.data.lgg import FAULTS_SHOWN, THREADS, shown
+from minunet.data.images import shown
+from minunet.data.lgg import FAULTS_SHOWN, THREADS
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_patient

@@ -48,7 +48,7 @@ def of_device(device: str) -> DeviceEngine:
     return cpu
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for :func:`build`."""
     parser.add_argument(
         "--engine", choices=CHOICES, default="auto", help="plain: the readable code; auto (default): the same, faster"

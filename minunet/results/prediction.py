@@ -4,7 +4,7 @@ A network has learned from images prepared in one way, and a prediction is only 
 way. So the preparation is read from the checkpoint, never guessed:
 
 1. Each image is resized to the square that the network was trained on, by the very function that read the training
-   data (``data.lgg.resize_image``). The ratio of the sides is not kept, as it was not in training; slices of
+   data (``data.images.resize_image``). The ratio of the sides is not kept, as it was not in training; slices of
    LGG-MRI are square.
 2. The grey values are normalised with the statistics of their volume. The images of one folder are taken to be one
    volume. An image alone is a volume of one slice, and its statistics differ from those of the patient's whole
@@ -13,7 +13,7 @@ way. So the preparation is read from the checkpoint, never guessed:
    there, so that the outline is smooth at any size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,7 @@ from minunet import engines
 from minunet.base.backend import to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.lgg import read_image, shown
+from minunet.data.images import read_image, shown
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
@@ -38,9 +38,6 @@ from minunet.training.step import Engine
 
 #: Images that are predicted at a time.
 BATCH = 16
-
-#: Files of a folder with another ending are no images.
-IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -137,36 +134,6 @@ def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tupl
             f"{shown(checkpoint)}: does not say how to prepare images (preprocessing: {error}), "
             "give a checkpoint that examples/train_lgg.py wrote"
         ) from None
-
-
-def find_volumes(paths: Iterable[str | PathLike]) -> list[list[Path]]:
-    """The image files that ``paths`` (files, and folders of files) name, those of one folder together.
-
-    Files called ``<anything>_mask.<ending>`` are masks and left out, so that a patient's folder of LGG-MRI can be
-    given as it is. Folders in folders are not searched.
-
-    Raises UserError for a path that is not there or holds no image.
-    """
-    volumes: dict[Path, dict[Path, None]] = {}  # by folder; the files as keys, each once and in order
-    for path in map(Path, paths):
-        try:
-            if path.is_dir():
-                files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_ENDINGS]
-            else:
-                files = [path]
-        except OSError as error:
-            raise UserError(f"{shown(path)}: cannot be read ({error.strerror}), check its permissions") from None
-        images = [file for file in files if not file.stem.lower().endswith("_mask")]
-        if not images:
-            endings = ", ".join(IMAGE_ENDINGS)
-            raise UserError(
-                f"{shown(path)}: no image found, give images ({endings}; masks are left out) or their folder"
-            )
-        for file in images:
-            if not file.exists():
-                raise UserError(f"{shown(file)}: no such file or folder, check the path")
-            volumes.setdefault(file.parent.resolve(), {})[file] = None
-    return [list(files) for files in volumes.values()]
 
 
 def resize_probabilities(probabilities: np.ndarray, height: int, width: int) -> np.ndarray:

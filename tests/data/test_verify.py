@@ -19,7 +19,7 @@ from minunet.base import cli
 from minunet.data import lgg, manifest, phantom, verify
 from minunet.data.slices import SliceSet
 from tests.data import test_lgg
-from tests.data.test_lgg import refusal, tiff_by_hand
+from tests.data.cases import refusal, tiff_by_hand
 
 ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="names and files as POSIX has them")

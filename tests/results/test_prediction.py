@@ -16,7 +16,7 @@ from minunet.data import lgg, phantom
 from minunet.data.normalize import Normalization
 from minunet.network.unet import UNet
 from minunet.results import plots
-from minunet.results.prediction import Predictor, find_volumes, resize_probabilities
+from minunet.results.prediction import Predictor, resize_probabilities
 from minunet.training.checkpoint import load_net, save_training
 from minunet.training.config import TrainingConfig
 from minunet.training.evaluation import predict_slices
@@ -137,17 +137,6 @@ def test_each_output_channel_has_its_own_mask(predict, tmp_path):
     assert np.asarray(Image.open(tmp_path / "x_mask1.png")).min() == 255
     assert np.asarray(Image.open(tmp_path / "x_mask2.png")).max() == 0
     assert (tmp_path / "x_overlay2.png").exists()
-
-
-def test_a_volume_is_a_folder(tmp_path):
-    for name in ("p/2.tif", "p/10.TIF", "p/10_mask.tif", "p/notes.txt", "q/1.png", "q/deeper/1.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    volumes = find_volumes([tmp_path / "p", tmp_path / "q" / "1.png", tmp_path / "p" / "2.tif"])
-    assert [[str(file.relative_to(tmp_path)) for file in files] for files in volumes] == [
-        ["p/10.TIF", "p/2.tif"],
-        ["q/1.png"],
-    ]
 
 
 def test_probabilities_keep_their_place_and_range():

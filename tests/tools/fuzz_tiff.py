@@ -35,6 +35,7 @@ from PIL import Image
 
 from minunet.base.errors import UserError
 from minunet.data import lgg
+from minunet.data.images import MAX_PIXELS, read_image, read_mask
 
 CPU_LIMIT = 5.0  # seconds of computing for a file: more counts as a hang
 WALL_LIMIT = 60.0  # seconds until a process that does not report is killed: the machine may be busy
@@ -327,8 +328,8 @@ def serve(count: int, seed: int, start: int) -> None:
             image.write_bytes(content)
             mask.write_bytes(content)
             return [
-                attempt(lambda: lgg.read_image(image, formats=("TIFF",)), image),
-                attempt(lambda: lgg.read_mask(mask, formats=("TIFF",)), mask),
+                attempt(lambda: read_image(image, formats=("TIFF",)), image),
+                attempt(lambda: read_mask(mask, formats=("TIFF",)), mask),
                 attempt(lambda: lgg.read_folder(images, 8).images[0], image),
                 attempt(lambda: lgg.read_folder(masks, 8).masks[0, ..., 0], mask),
             ]
@@ -360,7 +361,7 @@ def attempt(function: Callable[[], np.ndarray], path: Path) -> Read:
         return Read(traceback.format_exc(), time.process_time() - started)
     seconds = time.process_time() - started
     is_image, is_mask = array.ndim == 3 and array.shape[2] == 3, array.ndim == 2 and array.max() <= 1
-    if array.dtype != np.uint8 or not 0 < array.size <= 3 * lgg.MAX_PIXELS or not (is_image or is_mask):
+    if array.dtype != np.uint8 or not 0 < array.size <= 3 * MAX_PIXELS or not (is_image or is_mask):
         return Read(f"an array that is no image: {array.dtype} {array.shape}", seconds)
     return Read(READ, seconds, f"{array.shape} {zlib.crc32(np.ascontiguousarray(array).data)}")
 

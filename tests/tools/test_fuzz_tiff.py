@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minunet.base.errors import UserError
-from minunet.data import lgg
+from minunet.data.images import read_image, read_mask
 from tests.tools import fuzz_tiff
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a limit of memory as POSIX has it")
@@ -44,7 +44,7 @@ def test_the_sound_files_are_those_that_are_meant(tmp_path):
         (tmp_path / "a.tif").write_bytes(content)
         if name in ("grey", "palette", "image, two pages"):
             continue
-        read = lgg.read_image if name.startswith("image") else lgg.read_mask
+        read = read_image if name.startswith("image") else read_mask
         assert read(tmp_path / "a.tif").shape[:2] == (24, 20), name
 
 

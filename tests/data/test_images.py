@@ -1,0 +1,153 @@
+"""Image files: found, read whole or refused in one line, and resized."""
+
+import os
+import re
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minunet.base.errors import UserError
+from minunet.data import images
+from minunet.data.images import find_volumes
+from tests.data.cases import refusal, tiff_by_hand
+
+
+def test_loose_images_of_three_formats(tmp_path):
+    image = np.random.default_rng(2).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    for name in ("image.tif", "image.png"):
+        Image.fromarray(image).save(tmp_path / name)
+        np.testing.assert_array_equal(images.read_image(tmp_path / name), image)
+    Image.fromarray(image).save(tmp_path / "image.jpg", quality=95)
+    assert images.read_image(str(tmp_path / "image.jpg")).shape == (12, 10, 3)
+    assert images.read_image(tmp_path / "image.png", size=5).shape == (5, 5, 3)
+    assert "not a readable TIFF picture" in refusal(images.read_image, tmp_path / "image.png", formats=("TIFF",))
+
+
+def test_a_loose_mask(tmp_path):
+    mask = np.random.default_rng(3).integers(0, 2, (5, 7), dtype=np.uint8)
+    Image.fromarray(mask * np.uint8(255)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "mask.png"), mask)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_resized_mask_is_the_majority_of_its_area(height, width, size, seed):
+    mask = np.random.default_rng(seed).integers(0, 2, (height, width), dtype=np.uint8)
+    # On the grid of height * size by width * size, old and new pixels are both whole blocks: count.
+    fine = np.repeat(np.repeat(mask, size, axis=0), size, axis=1)
+    ones = fine.reshape(size, height, size, width).sum(axis=(1, 3), dtype=np.int64)
+    expected = (2 * ones >= height * width).astype(np.uint8)
+    np.testing.assert_array_equal(images.resize_mask(mask, size), expected)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.tuples(*[st.integers(0, 255)] * 3))
+def test_a_resized_constant_image_is_constant(height, width, size, colour):
+    image = np.full((height, width, 3), colour, np.uint8)
+    np.testing.assert_array_equal(images.resize_image(image, size), np.full((size, size, 3), colour, np.uint8))
+
+
+def test_a_shrunk_image_averages_every_pixel_and_stays_in_place():
+    image = np.random.default_rng(4).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    small = images.resize_image(image, 8)
+    # White noise of deviation 74: a quarter of its pixels would keep that, the mean over a 4 x 4 block has 18.
+    assert small.std() < 25
+    gradient = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[:, None], 32, axis=1)
+    shrunk = images.resize_image(np.stack([gradient, gradient.T, gradient], axis=-1), 8).astype(float)
+    np.testing.assert_allclose(shrunk[1:-1, :, 0], gradient.reshape(8, 4, 8, 4).mean(axis=(1, 3))[1:-1], atol=1)
+    np.testing.assert_array_equal(shrunk[..., 1], shrunk[..., 0].T)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(600, 300, 12), (1024, 2, 2), (257, 257, 1)])
+def test_a_resized_mask_of_many_rows(height, width, size):
+    mask = np.random.default_rng(8).integers(0, 2, (height, width), dtype=np.uint8)
+    share = mask.reshape(size, height // size, size, width // size).mean(axis=(1, 3))
+    np.testing.assert_array_equal(images.resize_mask(mask, size), share >= 0.5)
+
+
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    # Pillow would reduce them to their upper 8 bits without a word.
+    deep = np.random.default_rng(5).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    for name in ("grey.tif", "grey.png"):
+        Image.fromarray(deep).save(tmp_path / name)
+        assert f"{name}: 16 bits a channel, expected 8" in refusal(images.read_image, tmp_path / name)
+        message = refusal(images.read_mask, tmp_path / name)
+        assert re.search(r"a mask with the values (\d+, ){8}\.\.\.; expected", message)
+    (tmp_path / "rgb.tif").write_bytes(tiff_by_hand(2, 2, bits=16))
+    message = refusal(images.read_image, tmp_path / "rgb.tif")
+    assert "rgb.tif: 16 bits a channel, expected 8; scale it" in message
+    assert "by the same factor" in message
+
+
+@pytest.mark.parametrize("values", [(0, 65535), (0, 255), (0, 1), (65535,)])
+def test_masks_of_sixteen_bits(tmp_path, values):
+    mask = np.random.default_rng(6).choice(np.array(values, np.uint16), (8, 8))
+    for name in ("mask.tif", "mask.png"):
+        Image.fromarray(mask).save(tmp_path / name)
+        np.testing.assert_array_equal(images.read_mask(tmp_path / name), mask > 0)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (1, 2), (0, 254), (0, 2), (0, 255, 65535), (0, 65534), (4095, 0)])
+def test_masks_of_three_values_or_of_others(tmp_path, values):
+    mask = np.array(values, np.uint16 if max(values) > 255 else np.uint8).reshape(1, -1)
+    Image.fromarray(mask).save(tmp_path / "mask.tif")
+    listed = ", ".join(str(value) for value in sorted(values))
+    assert f"a mask with the values {listed};" in refusal(images.read_mask, tmp_path / "mask.tif")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_damaged_tiff_is_read_or_refused_in_one_line(tmp_path_factory, seed):
+    path = tmp_path_factory.getbasetemp() / "damaged.tif"
+    random = np.random.default_rng(seed)
+    Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    for place in random.integers(0, len(content), 4):
+        content[place] = random.integers(256)
+    path.write_bytes(content)
+    try:
+        images.read_image(path)
+    except UserError as error:
+        message = str(error)
+    else:
+        return
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_the_pixels_may_be_more_than_the_header(tmp_path):
+    image = np.random.default_rng(7).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "large.tif")
+    assert (tmp_path / "large.tif").stat().st_size > images.MAX_HEADER_BYTES
+    np.testing.assert_array_equal(images.read_image(tmp_path / "large.tif"), image)
+
+
+def test_stderr_is_silent_while_any_thread_needs_it_and_no_longer(capfd):
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with images._STDERR_SILENCED:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with images._STDERR_SILENCED:
+        thread.start()
+        inside.wait()
+    os.write(2, b"swallowed\n")  # the other thread is still inside
+    leave.set()
+    thread.join()
+    os.write(2, b"shown\n")
+    assert capfd.readouterr().err == "shown\n"
+
+
+def test_a_volume_is_a_folder(tmp_path):
+    for name in ("p/2.tif", "p/10.TIF", "p/10_mask.tif", "p/notes.txt", "q/1.png", "q/deeper/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    volumes = find_volumes([tmp_path / "p", tmp_path / "q" / "1.png", tmp_path / "p" / "2.tif"])
+    assert [[str(file.relative_to(tmp_path)) for file in files] for files in volumes] == [
+        ["p/10.TIF", "p/2.tif"],
+        ["q/1.png"],
+    ]
