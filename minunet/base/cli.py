@@ -1,4 +1,4 @@
-"""What the command lines share: flags and their checks, errors for people, signals, exit codes, the run folder.
+"""What the command lines share: flags and their checks, errors for people, exit codes.
 
 An example has this shape::
 
@@ -8,7 +8,7 @@ An example has this shape::
         cli.add_device_argument(parser)
         options = parser.parse_args(arguments)
         device = cli.announce_device(options.device)
-        with cli.run_folder(options.output) as folder, cli.StopRequest() as stop:
+        with run_folder(options.output) as folder, StopRequest() as stop:  # base/run_folder.py, base/signals.py
             for ...:                    # each step of the training
                 if stop.requested:
                     ...                 # save the state, then leave the loop

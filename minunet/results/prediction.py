@@ -62,7 +62,7 @@ class Predictor:
         precision: str = "float32",
         max_batch: int = BATCH,
     ) -> "Predictor":
-        """The predictor in a checkpoint of ``training.fit``; ``weights`` as in ``checkpoint.load_net``.
+        """The predictor in a checkpoint of ``training.loop.fit``; ``weights`` as in ``checkpoint.load_net``.
 
         ``engine``, ``precision`` and ``max_batch`` (images at a time) as in ``minunet.engines.build``.
         Raises UserError if the file is no checkpoint, or does not say how images are prepared.

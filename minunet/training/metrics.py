@@ -1,7 +1,7 @@
 """How good is a predicted mask? Counts first, then ratios of counts, then the scope in which they are taken.
 
 A pixel is a true positive (tumour, and predicted so), a false positive, a false negative or a true negative.
-:func:`count` counts the four, and every score here is a ratio of them::
+:func:`count` counts the four, and these scores are ratios of them::
 
     accuracy    = (tp + tn) / (tp + fp + fn + tn)     how many pixels are right
     precision   = tp / (tp + fp)                      how much of what was predicted is tumour

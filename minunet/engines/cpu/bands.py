@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class Stored:
-    """An array as it is: the images, or what was pooled."""
+    """An array as it is: what was pooled."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

@@ -6,7 +6,8 @@
 matrices give the gradient with respect to the taps: ``dw = G^T [ (B^T x) * (A dy) ]``. The gradient with respect to
 the inputs is again a convolution, of dy with the flipped filter, and so again the first formula.
 
-Two engines are made of it: :mod:`.rows` filters down the columns only, :mod:`.tiles` in both directions, F(4x4, 3x3).
+Two convolutions are made of it: :mod:`.rows` filters down the columns only, :mod:`.tiles` in both directions, as
+F(4x4, 3x3).
 Where the matrices come from, and what they do to the last digits: docs/engines/winograd.md.
 
 Source: Winograd 1980, "Arithmetic complexity of computations"; Lavin & Gray 2016, "Fast algorithms for convolutional

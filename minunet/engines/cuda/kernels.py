@@ -1,7 +1,7 @@
 """The kernels of the ``.cu`` files behind the methods of ``SpecificationKernels``: which launch, over how many blocks.
 
 A method checks shapes, chooses tiles and launches; the arithmetic is in the ``.cu`` file that it names. The launching
-itself is a device's (device.py): CuPy's in :class:`CupyKernels`, the emulator's in tests/engines/cuda, so that the
+itself is a device's (device.py): ``CupyDevice``, or the emulator's in tests/engines/cuda, so that the
 tests run this very code without a GPU. Which of them have run on one, and how fast: docs/engines/gpu.md.
 """
 
