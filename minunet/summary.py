@@ -38,7 +38,7 @@ import numpy as np
 
 from minunet.base import cli
 from minunet.base.errors import UserError
-from minunet.network.blocks import DoubleConv
+from minunet.network.blocks import DoubleConv, Down, Up
 from minunet.network.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, Layer
 from minunet.network.unet import UNet
 from minunet.ops.conv2d import output_size
@@ -169,19 +169,21 @@ def summary(net: UNet, height: int, width: int, batch: int = 1) -> Summary:
     shape = (batch, height, width, net.config["in_channels"])
     x = _Signal(shape, jump=1, first=np.arange(multiple), last=np.arange(multiple))
     skips = []
-    for level, down in enumerate(net.downs, start=1):
-        skip = walk.double_conv(f"down{level}", down.convs, x)
-        skips.append(skip)
-        x = walk.max_pool2d(f"down{level}.pool", skip)
-        x = walk.dropout(f"down{level}.dropout", down.dropout, x)
-    x = walk.double_conv("bottleneck", net.bottleneck, x)
-    for level in range(net.depth, 0, -1):
-        up = net.ups[level - 1]
-        x = walk.conv_transpose2d(f"up{level}.up", up.up, x)
-        x = walk.concat(f"up{level}.concat", x, skips[level - 1])
-        x = walk.dropout(f"up{level}.dropout", up.dropout, x)
-        x = walk.double_conv(f"up{level}", up.convs, x)
-    walk.conv2d("head", net.head, x)
+    for (name, *_), layer in net.parts():
+        match layer:
+            case Down():
+                skips.append(walk.double_conv(name, layer.convs, x))
+                x = walk.max_pool2d(f"{name}.pool", skips[-1])
+                x = walk.dropout(f"{name}.dropout", layer.dropout, x)
+            case DoubleConv():
+                x = walk.double_conv(name, layer, x)
+            case Up():
+                x = walk.conv_transpose2d(f"{name}.up", layer.up, x)
+                x = walk.concat(f"{name}.concat", x, skips.pop())
+                x = walk.dropout(f"{name}.dropout", layer.dropout, x)
+                x = walk.double_conv(name, layer.convs, x)
+            case Conv2d():
+                x = walk.conv2d(name, layer, x)
     return Summary(tuple(walk.rows), shape, str(net.head.weight.dtype))
 
 

@@ -1,11 +1,10 @@
 """The rooms of the U: two convolutions in a row, the step down and the step up.
 
 Each backward is its forward read from the last line to the first. What a line put into the cache, the
-mirrored line takes out, under the same name. That name is the layer's: in forward ``conv1`` is what
-``self.conv1`` wants to remember, in backward it is the gradients of its arrays.
+mirrored line takes out, under the same name: ``cache.conv1`` is what ``self.conv1`` wants to remember.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,33 +44,23 @@ class DoubleConv(Layer):
         self.norm2 = BatchNorm2d(out_channels, dtype=dtype)
 
     def forward(self, x: Array, *, training: bool) -> tuple[Array, DoubleConvCache]:
-        x, conv1 = self.conv1.forward(x)
-        x, norm1 = self.norm1.forward(x, training=training)
-        x, relu1 = ops.relu_forward(x)
-        x, conv2 = self.conv2.forward(x)
-        x, norm2 = self.norm2.forward(x, training=training)
-        x, relu2 = ops.relu_forward(x)
-        return x, DoubleConvCache(conv1, norm1, relu1, conv2, norm2, relu2)
+        x, cache_conv1 = self.conv1.forward(x)
+        x, cache_norm1 = self.norm1.forward(x, training=training)
+        x, cache_relu1 = ops.relu_forward(x)
+        x, cache_conv2 = self.conv2.forward(x)
+        x, cache_norm2 = self.norm2.forward(x, training=training)
+        x, cache_relu2 = ops.relu_forward(x)
+        return x, DoubleConvCache(cache_conv1, cache_norm1, cache_relu1, cache_conv2, cache_norm2, cache_relu2)
 
     def backward(self, dy: Array, cache: DoubleConvCache) -> tuple[Array, Arrays]:
         dx = ops.relu_backward(dy, cache.relu2)
-        dx, norm2 = self.norm2.backward(dx, cache.norm2)
-        dx, conv2 = self.conv2.backward(dx, cache.conv2)
+        dx, grads_norm2 = self.norm2.backward(dx, cache.norm2)
+        dx, grads_conv2 = self.conv2.backward(dx, cache.conv2)
         dx = ops.relu_backward(dx, cache.relu1)
-        dx, norm1 = self.norm1.backward(dx, cache.norm1)
-        dx, conv1 = self.conv1.backward(dx, cache.conv1)
-        return dx, prefixed({"conv1": conv1, "norm1": norm1, "conv2": conv2, "norm2": norm2})
-
-    def parameters(self) -> Arrays:
-        layers = {"conv1": self.conv1, "norm1": self.norm1, "conv2": self.conv2, "norm2": self.norm2}
-        return prefixed({name: layer.parameters() for name, layer in layers.items()})
-
-    def buffers(self) -> Arrays:
-        return prefixed({"norm1": self.norm1.buffers(), "norm2": self.norm2.buffers()})
-
-    def batch_stats(self, cache: DoubleConvCache) -> Arrays:
-        norm1, norm2 = self.norm1.batch_stats(cache.norm1), self.norm2.batch_stats(cache.norm2)
-        return prefixed({"norm1": norm1, "norm2": norm2})
+        dx, grads_norm1 = self.norm1.backward(dx, cache.norm1)
+        dx, grads_conv1 = self.conv1.backward(dx, cache.conv1)
+        grads = {"conv1": grads_conv1, "norm1": grads_norm1, "conv2": grads_conv2, "norm2": grads_norm2}
+        return dx, prefixed(grads)
 
 
 class DownCache(NamedTuple):
@@ -103,10 +92,10 @@ class Down(Layer):
 
     def forward(self, x: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, Array, DownCache]:
         """(N, H, W, C_in) to x (N, H/2, W/2, C_out), skip (N, H, W, C_out), and the cache."""
-        skip, convs = self.convs.forward(x, training=training)
-        x, pool = ops.max_pool2d_forward(skip)
-        x, dropout = self.dropout.forward(x, key=key)
-        return x, skip, DownCache(convs, pool, dropout)
+        skip, cache_convs = self.convs.forward(x, training=training)
+        x, cache_pool = ops.max_pool2d_forward(skip)
+        x, cache_dropout = self.dropout.forward(x, key=key)
+        return x, skip, DownCache(cache_convs, cache_pool, cache_dropout)
 
     def backward(self, dy: Array, dskip: Array, cache: DownCache) -> tuple[Array, Arrays]:
         dx, _ = self.dropout.backward(dy, cache.dropout)
@@ -114,14 +103,11 @@ class Down(Layer):
         dskip = dskip + ops.max_pool2d_backward(dx, cache.pool)
         return self.convs.backward(dskip, cache.convs)
 
-    def parameters(self) -> Arrays:
-        return self.convs.parameters()
+    def children(self) -> dict[str, Layer]:
+        return self.convs.children()
 
-    def buffers(self) -> Arrays:
-        return self.convs.buffers()
-
-    def batch_stats(self, cache: DownCache) -> Arrays:
-        return self.convs.batch_stats(cache.convs)
+    def child_caches(self, cache: DownCache) -> dict[str, Any]:
+        return self.convs.child_caches(cache.convs)
 
 
 class UpCache(NamedTuple):
@@ -157,25 +143,22 @@ class Up(Layer):
 
     def forward(self, x: Array, skip: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, UpCache]:
         """From x (N, H/2, W/2, C_in) and skip (N, H, W, C_out) to (N, H, W, C_out), and the cache."""
-        x, up = self.up.forward(x)
-        x, concat = ops.concat_forward(x, skip)
-        x, dropout = self.dropout.forward(x, key=key)
-        x, convs = self.convs.forward(x, training=training)
-        return x, UpCache(up, concat, dropout, convs)
+        x, cache_up = self.up.forward(x)
+        x, cache_concat = ops.concat_forward(x, skip)
+        x, cache_dropout = self.dropout.forward(x, key=key)
+        x, cache_convs = self.convs.forward(x, training=training)
+        return x, UpCache(cache_up, cache_concat, cache_dropout, cache_convs)
 
     def backward(self, dy: Array, cache: UpCache) -> tuple[Array, Array, Arrays]:
         """Returns dx, dskip and the gradients of the block's arrays."""
-        dx, convs = self.convs.backward(dy, cache.convs)
+        dx, grads_convs = self.convs.backward(dy, cache.convs)
         dx, _ = self.dropout.backward(dx, cache.dropout)
         dx, dskip = ops.concat_backward(dx, cache.concat)
-        dx, up = self.up.backward(dx, cache.up)
-        return dx, dskip, {**prefixed({"up": up}), **convs}
+        dx, grads_up = self.up.backward(dx, cache.up)
+        return dx, dskip, prefixed({"up": grads_up}) | grads_convs
 
-    def parameters(self) -> Arrays:
-        return {**prefixed({"up": self.up.parameters()}), **self.convs.parameters()}
+    def children(self) -> dict[str, Layer]:
+        return {"up": self.up} | self.convs.children()
 
-    def buffers(self) -> Arrays:
-        return self.convs.buffers()
-
-    def batch_stats(self, cache: UpCache) -> Arrays:
-        return self.convs.batch_stats(cache.convs)
+    def child_caches(self, cache: UpCache) -> dict[str, Any]:
+        return {"up": cache.up} | self.convs.child_caches(cache.convs)

@@ -4,10 +4,13 @@
 names of ``layer.parameters()``. A layer remembers nothing between the two: all that backward needs is in
 the cache. What has no arrays of its own (ReLU, max-pool, concat) is called as an op; only dropout is a layer
 without any, for its number among the network's streams of random numbers.
+
+A layer of one's own that is made of others has nothing to say about their arrays: they are found by
+:meth:`Layer.children`.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,35 +28,51 @@ Arrays = dict[str, Array]
 
 
 class Layer:
-    """What layers, blocks and networks have in common: named arrays."""
+    """What layers, blocks and networks have in common: named arrays, their own and those of the layers in them.
+
+    A layer with arrays of its own overrides :meth:`parameters` (``{"scale": self.scale} | super().parameters()``) and
+    :meth:`buffers`. Its :meth:`forward` puts the cache of a child under the child's name in its own cache.
+    """
+
+    def children(self) -> "dict[str, Layer]":
+        """The layers that this one is made of, by name: its attributes that are layers, in the order they were set.
+
+        Those in a list, a tuple or a dict are called by the attribute and their place in it: ``blocks.0``.
+        """
+        return dict(_layers_in(vars(self)))
+
+    def child_caches(self, cache: Any) -> dict[str, Any]:
+        """What :meth:`children` have put into the ``cache`` of this layer, by their names."""
+        return {name: _at(cache, name) for name in self.children()}
 
     def parameters(self) -> Arrays:
         """The arrays that the optimiser changes, by name. Not copies: to change one is to change the layer."""
-        return {}
+        return prefixed({name: child.parameters() for name, child in self.children().items()})
 
     def buffers(self) -> Arrays:
         """The arrays that belong to the layer's state but are not learned by gradient, by name. Not copies."""
-        return {}
+        return prefixed({name: child.buffers() for name, child in self.children().items()})
+
+    def batch_stats(self, cache: Any) -> Arrays:
+        """The statistics of the batch that a training forward saw, under the names of the buffers."""
+        children = self.children()
+        return prefixed({name: children[name].batch_stats(part) for name, part in self.child_caches(cache).items()})
 
 
 def map_arrays(layer: Any, function: Callable[[Array], Array]) -> Any:
     """A copy of a layer, block or network in which every array has gone through ``function``.
 
-    So a network is cast, moved to a device, or copied, without knowing what is in it.
+    So a network is cast, moved to a device, or copied, without knowing what is in it. Raises TypeError for an array
+    that is neither among the parameters nor among the buffers: it would stay where it is.
 
     >>> layer = Conv2d(3, 8)
     >>> map_arrays(layer, lambda a: a.astype("float64")).weight.dtype, layer.weight.dtype
     (dtype('float64'), dtype('float32'))
     """
-    twin = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, Layer):
-            setattr(twin, name, map_arrays(value, function))
-        elif isinstance(value, list):
-            setattr(twin, name, [map_arrays(part, function) for part in value])
-        elif hasattr(value, "dtype") and hasattr(value, "shape"):
-            setattr(twin, name, function(value))
-    return twin
+    named = list((layer.parameters() | layer.buffers()).values())
+    _check_named(layer, {id(array) for array in named})
+    # deepcopy takes what it finds here instead of a copy.
+    return copy.deepcopy(layer, {id(array): function(array) for array in named})
 
 
 def prefixed(arrays: Mapping[str, Mapping[str, Array]]) -> Arrays:
@@ -65,29 +84,37 @@ def prefixed(arrays: Mapping[str, Mapping[str, Array]]) -> Arrays:
     return {f"{part}.{name}": array for part, named in arrays.items() for name, array in named.items()}
 
 
-class Conv2d(Layer):
-    """A convolution with its weight (K, K, C_in, C_out) and, unless ``bias`` is False, its bias (C_out,)."""
+class _Convolution(Layer):
+    """What both convolutions own: a weight (K, K, C_in, C_out) and, unless ``bias`` is False, a bias (C_out,)."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int,
         *,
-        stride: int = 1,
+        stride: int,
         padding: int | str = "same",
         bias: bool = True,
-        initializer: Callable[..., np.ndarray] = he_normal,
+        initializer: Callable[..., np.ndarray],
         generator: np.random.Generator | None = None,
         dtype: str = "float32",
     ) -> None:
         shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.weight: Array = initializer(shape, generator or _default_generator(), dtype)
+        generator = generator or rng.generator(rng.Key(seed=0, stream=rng.INITIALIZE))
+        self.weight: Array = initializer(shape, generator, dtype)
         self.bias: Array | None = np.zeros(out_channels, dtype) if bias else None
         self.stride, self.padding = stride, padding
 
     def parameters(self) -> Arrays:
         return _without_none({"weight": self.weight, "bias": self.bias})
+
+
+class Conv2d(_Convolution):
+    """A convolution. Options: ``stride``, ``padding``, ``bias``, ``initializer``, ``generator``, ``dtype``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, **{"stride": 1, "initializer": he_normal, **options})
 
     def forward(self, x: Array) -> tuple[Array, Conv2dCache]:
         return ops.conv2d_forward(x, self.weight, self.bias, self.stride, self.padding)
@@ -97,29 +124,12 @@ class Conv2d(Layer):
         return dx, _without_none({"weight": dweight, "bias": dbias})
 
 
-class ConvTranspose2d(Layer):
-    """A transposed convolution with its weight (K, K, C_in, C_out) and, unless ``bias`` is False, its bias (C_out,)."""
+class ConvTranspose2d(_Convolution):
+    """A transposed convolution, of stride 2 unless the options say otherwise; they are those of :class:`Conv2d`."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        *,
-        stride: int = 2,
-        padding: int | str = "same",
-        bias: bool = True,
-        initializer: Callable[..., np.ndarray] = glorot_uniform,
-        generator: np.random.Generator | None = None,
-        dtype: str = "float32",
-    ) -> None:
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.weight: Array = initializer(shape, generator or _default_generator(), dtype)
-        self.bias: Array | None = np.zeros(out_channels, dtype) if bias else None
-        self.stride, self.padding = stride, padding
-
-    def parameters(self) -> Arrays:
-        return _without_none({"weight": self.weight, "bias": self.bias})
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, **options: Any) -> None:
+        options = {"stride": 2, "initializer": glorot_uniform, **options}
+        super().__init__(in_channels, out_channels, kernel_size, **options)
 
     def forward(self, x: Array) -> tuple[Array, ConvTranspose2dCache]:
         return ops.conv_transpose2d_forward(x, self.weight, self.bias, self.stride, self.padding)
@@ -181,5 +191,27 @@ def _without_none(arrays: Mapping[str, Array | None]) -> Arrays:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _default_generator() -> np.random.Generator:
-    return rng.generator(rng.Key(seed=0, stream=rng.INITIALIZE))
+def _layers_in(values: Mapping[Any, Any]) -> Iterator[tuple[str, Layer]]:
+    """The layers among ``values``, and in lists, tuples and dicts among them, by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Layer):
+            yield str(name), value
+        elif isinstance(value, list | tuple | dict):
+            items = value if isinstance(value, dict) else dict(enumerate(value))
+            yield from ((f"{name}.{place}", layer) for place, layer in _layers_in(items))
+
+
+def _at(cache: Any, name: str) -> Any:
+    """The part of a cache at a dotted name: a field, or a place in a list, a tuple or a dict."""
+    for step in name.split("."):
+        cache = getattr(cache, step) if hasattr(cache, step) else cache[int(step) if step.isdigit() else step]
+    return cache
+
+
+def _check_named(layer: Layer, named: set[int]) -> None:
+    """Raise TypeError for an array in ``layer``, or in a layer in it, whose id is not in ``named``."""
+    for name, value in vars(layer).items():
+        if hasattr(value, "dtype") and hasattr(value, "shape") and id(value) not in named:
+            raise TypeError(f"{type(layer).__name__}.{name} is an array that neither parameters() nor buffers() has")
+    for _, child in _layers_in(vars(layer)):
+        _check_named(child, named)

@@ -15,7 +15,7 @@ batch norm and dropout, as the reference system has them).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minunet import ops
 from minunet.base import rng
@@ -24,6 +24,35 @@ from minunet.network.blocks import DoubleConv, DoubleConvCache, Down, DownCache,
 from minunet.network.initializers import glorot_uniform
 from minunet.network.layers import Arrays, Conv2d, Dropout, Layer, prefixed
 from minunet.ops.conv2d import Conv2dCache
+
+
+class Part(NamedTuple):
+    """A part of the U: what all that walk through it need to know of it."""
+
+    name: str  # the start of its arrays' names
+    kind: Literal["down", "bottleneck", "up", "head"]
+    level: int  # 1 is the full resolution; each further level has half the height and width
+    in_channels: int  # of an up, those from below
+    out_channels: int
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """In and out."""
+        return self.in_channels, self.out_channels
+
+
+def topology(in_channels: int, out_channels: int, widths: Sequence[int]) -> list[Part]:
+    """The parts of a U-Net of these channels, in the order in which forward meets them.
+
+    >>> [part.name for part in topology(3, 1, (8, 16, 32))]
+    ['down1', 'down2', 'bottleneck', 'up2', 'up1', 'head']
+    """
+    depth, channels = len(widths) - 1, [in_channels, *widths]
+    levels = range(1, depth + 1)
+    downs = [Part(f"down{level}", "down", level, channels[level - 1], channels[level]) for level in levels]
+    bottleneck = Part("bottleneck", "bottleneck", depth + 1, channels[depth], channels[depth + 1])
+    ups = [Part(f"up{level}", "up", level, channels[level + 1], channels[level]) for level in reversed(levels)]
+    return [*downs, bottleneck, *ups, Part("head", "head", 1, channels[1], out_channels)]
 
 
 class UNetCache(NamedTuple):
@@ -79,21 +108,20 @@ class UNet(Layer):
         _check_config(self._config)
         generator = rng.generator(rng.Key(seed, stream=rng.INITIALIZE))
         options: dict[str, Any] = {"conv_bias": conv_bias, "generator": generator, "dtype": dtype}
+        self.topology = topology(in_channels, out_channels, widths)
         depth = len(widths) - 1
+        channels = {part.name: part.channels for part in self.topology}
 
-        self.downs = []
-        channels = in_channels
-        for level in range(depth):
-            self.downs.append(Down(channels, widths[level], dropout=Dropout(dropout, level), **options))
-            channels = widths[level]
-        self.bottleneck = DoubleConv(channels, widths[depth], **options)
-        self.ups = []
-        for level in range(depth):
-            up_dropout = Dropout(dropout, depth + level)
-            self.ups.append(Up(widths[level + 1], widths[level], up_kernel=up_kernel, dropout=up_dropout, **options))
-        self.head = Conv2d(
-            widths[0], out_channels, head_kernel, initializer=glorot_uniform, generator=generator, dtype=dtype
-        )
+        self.downs, self.ups = [], []
+        for level in range(1, depth + 1):
+            dropout_down = Dropout(dropout, level - 1)
+            self.downs.append(Down(*channels[f"down{level}"], dropout=dropout_down, **options))
+        self.bottleneck = DoubleConv(*channels["bottleneck"], **options)
+        for level in range(1, depth + 1):  # here, too, from the top: the order in which the weights are drawn
+            dropout_up = Dropout(dropout, depth + level - 1)
+            self.ups.append(Up(*channels[f"up{level}"], up_kernel=up_kernel, dropout=dropout_up, **options))
+        head_options: dict[str, Any] = {"initializer": glorot_uniform, "generator": generator, "dtype": dtype}
+        self.head = Conv2d(*channels["head"], head_kernel, **head_options)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -112,34 +140,34 @@ class UNet(Layer):
         numbers that ``key`` names. Raises ValueError if 2**depth does not divide H and W (:meth:`predict`
         takes any size), or if a key is missing.
         """
-        self._check_input(x, training, key)
+        self.check_input(x, training, key)
         key = key if training else None
-        downs, ups = [], []
+        cache_downs, cache_ups = [], []
         skips = []
         for down in self.downs:
-            x, skip, down_cache = down.forward(x, training=training, key=key)
+            x, skip, cache_down = down.forward(x, training=training, key=key)
             skips.append(skip)
-            downs.append(down_cache)
-        x, bottleneck = self.bottleneck.forward(x, training=training)
+            cache_downs.append(cache_down)
+        x, cache_bottleneck = self.bottleneck.forward(x, training=training)
         for up, skip in zip(reversed(self.ups), reversed(skips), strict=True):
-            x, up_cache = up.forward(x, skip, training=training, key=key)
-            ups.append(up_cache)
-        logits, head = self.head.forward(x)
-        return logits, UNetCache(downs, bottleneck, ups[::-1], head)
+            x, cache_up = up.forward(x, skip, training=training, key=key)
+            cache_ups.append(cache_up)
+        logits, cache_head = self.head.forward(x)
+        return logits, UNetCache(cache_downs, cache_bottleneck, cache_ups[::-1], cache_head)
 
     def backward(self, dlogits: Array, cache: UNetCache) -> tuple[Array, Arrays]:
         """The gradient with respect to the images, and that of each parameter, by its name."""
-        downs, ups, dskips = [], [], []
-        dx, head = self.head.backward(dlogits, cache.head)
-        for up, up_cache in zip(self.ups, cache.ups, strict=True):
-            dx, dskip, grads = up.backward(dx, up_cache)
+        grads_downs, grads_ups, dskips = [], [], []
+        dx, grads_head = self.head.backward(dlogits, cache.head)
+        for up, cache_up in zip(self.ups, cache.ups, strict=True):
+            dx, dskip, grads_up = up.backward(dx, cache_up)
             dskips.append(dskip)
-            ups.append(grads)
-        dx, bottleneck = self.bottleneck.backward(dx, cache.bottleneck)
-        for down, dskip, down_cache in zip(reversed(self.downs), reversed(dskips), reversed(cache.downs), strict=True):
-            dx, grads = down.backward(dx, dskip, down_cache)
-            downs.append(grads)
-        return dx, _named(downs[::-1], bottleneck, ups, head)
+            grads_ups.append(grads_up)
+        dx, grads_bottleneck = self.bottleneck.backward(dx, cache.bottleneck)
+        for down, dskip, cache_down in zip(reversed(self.downs), reversed(dskips), reversed(cache.downs), strict=True):
+            dx, grads_down = down.backward(dx, dskip, cache_down)
+            grads_downs.append(grads_down)
+        return dx, prefixed(self._by_name(grads_downs[::-1], grads_bottleneck, grads_ups, grads_head))
 
     def predict(self, x: Array) -> Array:
         """The probabilities (N, H, W, out_channels) for images ``x`` of any size.
@@ -147,37 +175,33 @@ class UNet(Layer):
         The images are padded at the bottom and right by repeating the edge to a multiple of 2**depth, and the
         result is cropped back. Raises ValueError if x has not this network's channels or dtype.
         """
-        xp = array_module(x)
         self._check_channels(x)
+        logits, _ = self.forward(self.pad(x), training=False)
+        probabilities, _ = ops.sigmoid_forward(logits[:, : x.shape[1], : x.shape[2]])
+        return probabilities
+
+    def pad(self, x: Array) -> Array:
+        """Images ``x``, padded at the bottom and right by repeating the edge to a multiple of 2**depth."""
         _, height, width, _ = x.shape
         multiple = 2**self.depth
         padding = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
-        logits, _ = self.forward(xp.pad(x, padding, mode="edge"), training=False)
-        probabilities, _ = ops.sigmoid_forward(logits[:, :height, :width])
-        return probabilities
+        return array_module(x).pad(x, padding, mode="edge")
 
-    def parameters(self) -> Arrays:
-        """All learned arrays, by dotted name, such as ``down1.conv1.weight``. Not copies."""
-        return _named(
-            [down.parameters() for down in self.downs],
-            self.bottleneck.parameters(),
-            [up.parameters() for up in self.ups],
-            self.head.parameters(),
-        )
+    def parts(self) -> list[tuple[Part, Layer]]:
+        """The parts of the U with their layers, in the order in which forward meets them."""
+        layers = self._by_name(self.downs, self.bottleneck, self.ups, self.head)
+        return [(part, layers[part.name]) for part in self.topology]
 
-    def buffers(self) -> Arrays:
-        """The running statistics, by dotted name, such as ``down1.norm1.running_mean``. Not copies."""
-        downs, ups = [down.buffers() for down in self.downs], [up.buffers() for up in self.ups]
-        return _named(downs, self.bottleneck.buffers(), ups, {})
+    def children(self) -> dict[str, Layer]:
+        return {part.name: layer for part, layer in self.parts()}
 
-    def batch_stats(self, cache: UNetCache) -> Arrays:
-        """The statistics of the batch that a training :meth:`forward` saw, under the names of the buffers."""
-        return _named(
-            [down.batch_stats(c) for down, c in zip(self.downs, cache.downs, strict=True)],
-            self.bottleneck.batch_stats(cache.bottleneck),
-            [up.batch_stats(c) for up, c in zip(self.ups, cache.ups, strict=True)],
-            {},
-        )
+    def child_caches(self, cache: UNetCache) -> dict[str, Any]:
+        return self._by_name(*cache)
+
+    def _by_name(self, downs: Sequence[Any], bottleneck: Any, ups: Sequence[Any], head: Any) -> dict[str, Any]:
+        """What belongs to each part, by its name; the sequences begin with level 1."""
+        names = (part.name for part in self.topology)
+        return dict(zip(names, [*downs, bottleneck, *reversed(ups), head], strict=True))
 
     def _check_channels(self, x: Array) -> None:
         weight = self.head.weight
@@ -186,7 +210,8 @@ class UNet(Layer):
         if x.dtype != weight.dtype:
             raise ValueError(f"x must have the network's dtype {weight.dtype}, got {x.dtype}")
 
-    def _check_input(self, x: Array, training: bool, key: rng.Key | None) -> None:
+    def check_input(self, x: Array, training: bool, key: rng.Key | None) -> None:
+        """Raise ValueError as :meth:`forward` does."""
         self._check_channels(x)
         multiple = 2**self.depth
         if x.shape[1] % multiple or x.shape[2] % multiple:
@@ -196,15 +221,6 @@ class UNet(Layer):
             )
         if training and key is None and self._config["dropout"] > 0:
             raise ValueError("key must be given in training: it names the dropout masks of this step")
-
-
-def _named(downs: list[Arrays], bottleneck: Arrays, ups: list[Arrays], head: Arrays) -> Arrays:
-    """One flat dict from the arrays of the parts, in the order in which forward meets them."""
-    parts = {f"down{level}": arrays for level, arrays in enumerate(downs, start=1)}
-    parts["bottleneck"] = bottleneck
-    parts.update({f"up{level}": ups[level - 1] for level in range(len(ups), 0, -1)})
-    parts["head"] = head
-    return prefixed(parts)
 
 
 def _check_config(config: dict[str, Any]) -> None:

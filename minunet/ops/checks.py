@@ -15,6 +15,11 @@ def check_array(name: str, value: Array, shape: tuple[int, ...], dtype: object) 
     """Raise ValueError unless ``value`` has this shape and dtype: no op broadcasts or promotes silently."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+    check_dtype(name, value, dtype)
+
+
+def check_dtype(name: str, value: Array, dtype: object) -> None:
+    """Raise ValueError unless ``value`` has this dtype."""
     if value.dtype != dtype:
         raise ValueError(f"{name} must have dtype {dtype}, got {value.dtype}")
 
@@ -25,7 +30,7 @@ def check_kernel(weight: Array, in_channels: int, dtype: object) -> None:
         raise ValueError(f"weight must have shape (KH, KW, C_in, C_out) with no axis of length 0, got {weight.shape}")
     if weight.shape[2] != in_channels:
         raise ValueError(f"weight must have C_in = {in_channels} like x, got a weight of shape {weight.shape}")
-    check_array("weight", weight, weight.shape, dtype)
+    check_dtype("weight", weight, dtype)
 
 
 def check_stride_and_padding(stride: int, padding: int | str) -> None:

@@ -21,7 +21,7 @@ class Conv2dCache(NamedTuple):
 
     x: Array  # dweight multiplies dy by the pixels that each tap has met
     weight: Array  # dx sends dy back through the same weights
-    bias: Array | None  # only to know whether there is a dbias
+    has_bias: bool  # and so a dbias
     stride: int  # which pixels each tap has met
     pad: tuple[tuple[int, int], tuple[int, int]]  # pixels of padding: (top, bottom), (left, right)
     y_shape: tuple[int, ...]  # what dy must look like
@@ -67,7 +67,7 @@ def conv2d_forward(
             y += x_pad[:, rows, columns] @ weight[u, v]
     if bias is not None:
         y += bias
-    return y, Conv2dCache(x, weight, bias, stride, (pad_rows, pad_columns), y.shape)
+    return y, Conv2dCache(x, weight, bias is not None, stride, (pad_rows, pad_columns), y.shape)
 
 
 def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Array, Array | None]:
@@ -76,7 +76,7 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Array, Array 
     Forward adds ``x_pad[rows, columns] @ weight[u, v]`` to y for each tap. By the product rule that tap
     sends ``dy @ weight[u, v].T`` back to the same pixels, and collects ``x.T @ dy`` for its weights.
     """
-    x, weight, bias, stride, (pad_rows, pad_columns), y_shape = cache
+    x, weight, has_bias, stride, (pad_rows, pad_columns), y_shape = cache
     xp = array_module(dy)
     check_array("dy", dy, y_shape, x.dtype)
 
@@ -97,7 +97,7 @@ def conv2d_backward(dy: Array, cache: Conv2dCache) -> tuple[Array, Array, Array 
 
     (top, _), (left, _) = pad_rows, pad_columns  # the padding was no input: its part of the gradient is dropped
     dx = dx_pad[:, top : top + x.shape[1], left : left + x.shape[2]].copy()
-    dbias = None if bias is None else dy.sum(axis=(0, 1, 2), dtype=sum_dtype).astype(dy.dtype)
+    dbias = dy.sum(axis=(0, 1, 2), dtype=sum_dtype).astype(dy.dtype) if has_bias else None
     return dx, dweight, dbias
 
 

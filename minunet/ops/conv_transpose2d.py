@@ -21,7 +21,7 @@ class ConvTranspose2dCache(NamedTuple):
 
     x: Array  # dweight multiplies the pixels by the dy of the patch that each has painted
     weight: Array  # dx gathers dy through the same weights
-    bias: Array | None  # only to know whether there is a dbias
+    has_bias: bool  # and so a dbias
     stride: int  # where each patch lies
     full_size: tuple[int, int]  # rows and columns before the crop
     crop: tuple[slice, slice]  # the rows and columns of the full result that y kept
@@ -73,7 +73,7 @@ def conv_transpose2d_forward(
     if bias is not None:
         y += bias
     crop = (kept_rows, kept_columns)
-    return y, ConvTranspose2dCache(x, weight, bias, stride, (full_height, full_width), crop, y.shape)
+    return y, ConvTranspose2dCache(x, weight, bias is not None, stride, (full_height, full_width), crop, y.shape)
 
 
 def conv_transpose2d_backward(dy: Array, cache: ConvTranspose2dCache) -> tuple[Array, Array, Array | None]:
@@ -82,7 +82,7 @@ def conv_transpose2d_backward(dy: Array, cache: ConvTranspose2dCache) -> tuple[A
     Forward adds ``x @ weight[u, v]`` to ``full[rows, columns]`` for each tap. By the product rule each tap
     gathers ``dfull[rows, columns] @ weight[u, v].T`` for dx, and ``x.T @ dfull[rows, columns]`` for its weights.
     """
-    x, weight, bias, stride, full_size, (kept_rows, kept_columns), y_shape = cache
+    x, weight, has_bias, stride, full_size, (kept_rows, kept_columns), y_shape = cache
     xp = array_module(dy)
     check_array("dy", dy, y_shape, x.dtype)
 
@@ -101,7 +101,7 @@ def conv_transpose2d_backward(dy: Array, cache: ConvTranspose2dCache) -> tuple[A
             dx += dpatch @ weight_t[u, v]
             # One (C_in, C_out) product for each image row, then the sum over images and rows.
             dweight[u, v] = (x.swapaxes(2, 3) @ dpatch).sum(axis=(0, 1), dtype=sum_dtype)
-    dbias = None if bias is None else dy.sum(axis=(0, 1, 2), dtype=sum_dtype).astype(dy.dtype)
+    dbias = dy.sum(axis=(0, 1, 2), dtype=sum_dtype).astype(dy.dtype) if has_bias else None
     return dx, dweight, dbias
 
 

@@ -24,7 +24,7 @@ from minunet.base.backend import Array, array_module, to_numpy
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
 from minunet.network.layers import Arrays
-from minunet.network.unet import UNet
+from minunet.network.unet import UNet, topology
 from minunet.training.optim import AdamW, WeightEMA
 
 _OTHER_NETWORK = "use the settings that it was trained with (config.json in its folder has them)"
@@ -176,7 +176,11 @@ def _kernel_values(config: Mapping[str, Any]) -> int:
     up, head = config["up_kernel"], config["head_kernel"]
     if not all(type(size) is int and size > 0 for size in (channels_in, channels_out, up, head, *widths)) or not widths:
         raise ValueError("sizes must be positive whole numbers")
-    levels = list(zip([channels_in, *widths], widths, strict=False))  # (channels of the level above, of this one)
-    down = sum(9 * width * (above + width) for above, width in levels)
-    upward = sum(above * (up**2 * width + 9 * 3 * above) for above, width in levels[1:])
-    return down + upward + head**2 * widths[0] * channels_out
+    total = 0
+    for _, kind, _, ins, outs in topology(channels_in, channels_out, widths):
+        if kind == "head":
+            total += head**2 * ins * outs
+        else:  # two convolutions; those of an up take twice its outputs, one half from the skip
+            total += 9 * outs * (outs + (ins if kind != "up" else 2 * outs))
+            total += up**2 * ins * outs if kind == "up" else 0
+    return total

@@ -6,13 +6,15 @@ back. The first hit is the place to look at.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from minunet.base import rng
 from minunet.base.backend import Array, array_module
+from minunet.network.layers import Layer
 from minunet.network.loss import SegmentationLoss
-from minunet.network.unet import UNet, UNetCache
+from minunet.network.unet import UNet
 
 
 def first_non_finite(net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key) -> str:
@@ -31,7 +33,7 @@ def first_non_finite(net: UNet, x: Array, target: Array, loss: SegmentationLoss,
             return f"first in the weights {name}"
     with np.errstate(all="ignore"):
         logits, cache = net.forward(x, training=True, key=key)
-        for layer, array in _kept_by_layers(cache):
+        for layer, array in _kept_by_layers(net, cache):
             if not _is_finite(array):
                 return f"first in the activations at {layer}"
         if not _is_finite(logits):
@@ -48,15 +50,11 @@ def _is_finite(array: Array) -> bool:
     return bool(array_module(array).isfinite(array).all())
 
 
-def _kept_by_layers(cache: UNetCache) -> Iterator[tuple[str, Array]]:
-    """For each layer, in forward order, the input or the normalised input that its cache keeps."""
-    blocks = [(f"down{level}", down.convs) for level, down in enumerate(cache.downs, start=1)]
-    blocks.append(("bottleneck", cache.bottleneck))
-    for level, up in reversed(list(enumerate(cache.ups, start=1))):
-        blocks.append((f"up{level}", up.convs))
-    for block, convs in blocks:
-        yield f"{block}.conv1", convs.conv1.x
-        yield f"{block}.norm1", convs.norm1.x_hat
-        yield f"{block}.conv2", convs.conv2.x
-        yield f"{block}.norm2", convs.norm2.x_hat
-    yield "head", cache.head.x
+def _kept_by_layers(layer: Layer, cache: Any, name: str = "") -> Iterator[tuple[str, Array]]:
+    """For each layer without children, in forward order, the input or the normalised input that its cache keeps."""
+    children = layer.children()
+    for part, part_cache in layer.child_caches(cache).items():
+        yield from _kept_by_layers(children[part], part_cache, f"{name}.{part}".lstrip("."))
+    for field in ("x", "x_hat"):
+        if not children and hasattr(cache, field):
+            yield name, getattr(cache, field)

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping
 from minunet.base.backend import Array, accumulation_dtype, array_module
 from minunet.network.layers import Arrays
 
+BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-7, 0.004  # Keras' defaults
+
 
 class AdamW:
     """Adam with decoupled weight decay, on the arrays of ``parameters``, which :meth:`step` changes in place.
@@ -40,9 +42,9 @@ class AdamW:
         self,
         parameters: Arrays,
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-7,
-        weight_decay: float = 0.004,
+        betas: tuple[float, float] = BETAS,
+        eps: float = EPS,
+        weight_decay: float = WEIGHT_DECAY,
         no_decay: Collection[str] = (),
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
@@ -64,25 +66,45 @@ class AdamW:
 
         Raises ValueError if the names of ``grads`` are not those of the parameters.
         """
-        if grads.keys() != self.parameters.keys():
-            wrong = sorted(grads.keys() ^ self.parameters.keys())
-            raise ValueError(f"grads must name every parameter, and no other: {wrong}")
-        lr = self.lr if lr is None else lr
-        beta1, beta2 = self.betas
+        self._check_names(grads)
         self.steps += 1
         for name, theta in self.parameters.items():
-            g, m, v = grads[name], self.first_moment[name], self.second_moment[name]
-            if name not in self.no_decay:
-                theta -= lr * self.weight_decay * theta
-            m[...] = beta1 * m + (1 - beta1) * g
-            v[...] = beta2 * v + (1 - beta2) * g * g
-            # Where the gradient stays 0, in a dead channel, the moments shrink to denormal numbers, and by rounding get
-            # stuck there; a processor is many times slower on these. So below the smallest normal number they are 0.
-            for moment in (m, v):
-                moment *= abs(moment) >= float(array_module(m).finfo(m.dtype).tiny)
-            m_hat = m / (1 - beta1**self.steps)
-            v_hat = v / (1 - beta2**self.steps)
-            theta -= lr * m_hat / (array_module(v).sqrt(v_hat) + self.eps)
+            decay = 0.0 if name in self.no_decay else self.weight_decay
+            arrays = theta, grads[name], self.first_moment[name], self.second_moment[name]
+            self._update(*arrays, self.lr if lr is None else lr, decay)
+
+    def _update(self, theta: Array, g: Array, m: Array, v: Array, lr: float, weight_decay: float) -> None:
+        adamw_update(theta, g, m, v, self.steps, lr, self.betas, self.eps, weight_decay)
+
+    def _check_names(self, grads: Mapping[str, Array]) -> None:
+        if wrong := sorted(grads.keys() ^ self.parameters.keys()):
+            raise ValueError(f"grads must name every parameter, and no other: {wrong}")
+
+
+def adamw_update(
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    lr: float,
+    betas: tuple[float, float] = BETAS,
+    eps: float = EPS,
+    weight_decay: float = WEIGHT_DECAY,
+) -> None:
+    """Step ``t`` of :class:`AdamW`, from 1, for one parameter: changes ``theta`` and its moments in place."""
+    beta1, beta2 = betas
+    if weight_decay > 0:
+        theta -= lr * weight_decay * theta
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    # Where the gradient stays 0, in a dead channel, the moments shrink to denormal numbers, and by rounding get
+    # stuck there; a processor is many times slower on these. So below the smallest normal number they are 0.
+    for moment in (m, v):
+        moment *= abs(moment) >= float(array_module(m).finfo(m.dtype).tiny)
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    theta -= lr * m_hat / (array_module(v).sqrt(v_hat) + eps)
 
 
 def norms_and_biases(parameters: Mapping[str, Array]) -> set[str]:
@@ -163,4 +185,7 @@ class WeightEMA:
         self.updates += 1
         decay = min(self.max_decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.items():
-            average[...] = decay * average + (1 - decay) * values[name]
+            self._move(average, values[name], decay)
+
+    def _move(self, average: Array, value: Array, decay: float) -> None:
+        average[...] = decay * average + (1 - decay) * value

@@ -4,15 +4,14 @@ Specification: :class:`minunet.training.optim.AdamW`, :class:`minunet.training.o
 :func:`minunet.training.optim.clip_by_global_norm` (up to the order of the sum).
 
 The idea: a step of AdamW passes some twenty times over each parameter, its gradient and its moments. In blocks that
-fit the cache only the first of these passes reads from memory, and only the last one writes there. The blocks are
-parameters of their own, with names of their own, for the plain optimiser, which does the work.
+fit the cache only the first of these passes reads from memory, and only the last one writes there.
 
 And the blocks are shared out among the processes of a team (:class:`Update`), which takes the moments to lie in the
 memory that all of them see.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -22,22 +21,20 @@ from minunet.base.backend import Array
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.team import Team
 from minunet.network.layers import Arrays
-from minunet.training.optim import AdamW, WeightEMA
+from minunet.training.optim import AdamW, WeightEMA, adamw_update
 
 BLOCK = 16_384  # values: 64 KiB of float32
 
 
-def blocks_of(arrays: Mapping[str, Array]) -> Arrays:
-    """Views of at most :data:`BLOCK` values of each array, named by the array and a number.
+def blocks_of(*arrays: Array) -> Iterator[list[Array]]:
+    """Views of at most :data:`BLOCK` values of contiguous arrays of one size: those of the first block, and so on.
 
-    >>> [(name, block.size) for name, block in blocks_of({"w": np.zeros((3, 3, 64, 64))}).items()]
-    [('w 0', 16384), ('w 1', 16384), ('w 2', 4096)]
+    >>> [(a.size, b.size) for a, b in blocks_of(np.zeros((3, 3, 64, 64)), np.zeros((3, 3, 64, 64)))]
+    [(16384, 16384), (16384, 16384), (4096, 4096)]
     """
-    return {
-        f"{name} {number}": flat[first : first + BLOCK]
-        for name, flat in ((name, array.reshape(-1)) for name, array in arrays.items())
-        for number, first in enumerate(range(0, flat.size, BLOCK))
-    }
+    flat = [array.reshape(-1) for array in arrays]
+    for first in range(0, flat[0].size, BLOCK):
+        yield [array[first : first + BLOCK] for array in flat]
 
 
 def count_of_blocks(shapes: Iterable[tuple[int, ...]]) -> int:
@@ -52,33 +49,9 @@ def count_of_blocks(shapes: Iterable[tuple[int, ...]]) -> int:
 class BlockAdamW(AdamW):
     """:class:`minunet.training.optim.AdamW` on NumPy arrays that are contiguous."""
 
-    def __init__(
-        self,
-        parameters: Arrays,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-7,
-        weight_decay: float = 0.004,
-        no_decay: Collection[str] = (),
-    ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay, no_decay)
-        self._cut_up()
-
-    def _cut_up(self) -> None:
-        self._plain = AdamW({}, self.lr, self.betas, self.eps, self.weight_decay)
-        self._plain.parameters = blocks_of(self.parameters)
-        exempt = (name for name in self._plain.parameters if name.rpartition(" ")[0] in self.no_decay)
-        self._plain.no_decay = frozenset(exempt)
-        self._plain.first_moment = blocks_of(self.first_moment)
-        self._plain.second_moment = blocks_of(self.second_moment)
-
-    def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
-        """As :meth:`minunet.training.optim.AdamW.step`."""
-        if grads.keys() != self.parameters.keys():
-            super().step(grads, lr)  # which says what is wrong
-        self._plain.steps = self.steps
-        self._plain.step(blocks_of(grads), self.lr if lr is None else lr)
-        self.steps = self._plain.steps
+    def _update(self, theta: Array, g: Array, m: Array, v: Array, lr: float, weight_decay: float) -> None:
+        for theta_block, g_block, m_block, v_block in blocks_of(theta, g, m, v):
+            super()._update(theta_block, g_block, m_block, v_block, lr, weight_decay)
 
 
 class Update:
@@ -91,30 +64,30 @@ class Update:
     def __init__(self, shared: Arrays, names: Iterable[str], member: Member) -> None:
         self.mine = slice(member.rank, None, member.size)
         self.squares = shared["squares:"]
-        self.plain = AdamW({})
-        self.plain.parameters, self.plain.first_moment, self.plain.second_moment, self.grads = (
-            dict(list(blocks_of({name: shared[f"{kind}:{name}"] for name in names}).items())[self.mine])
-            for kind in ("net", "first_moment", "second_moment", "grad")
-        )
+        kinds = ("net", "grad", "first_moment", "second_moment")
+        every = [(name, block) for name in names for block in blocks_of(*(shared[f"{kind}:{name}"] for kind in kinds))]
+        self.blocks = every[self.mine]
+        self.betas, self.eps, self.weight_decay, self.no_decay = (0.0, 0.0), 0.0, 0.0, frozenset[str]()
 
     def configure(self, betas: list[float], eps: float, weight_decay: float, no_decay: list[str]) -> None:
         """The options of :class:`minunet.training.optim.AdamW`."""
-        self.plain.betas, self.plain.eps, self.plain.weight_decay = (betas[0], betas[1]), eps, weight_decay
-        self.plain.no_decay = frozenset(name for name in self.plain.parameters if name.rpartition(" ")[0] in no_decay)
+        self.betas, self.eps = (betas[0], betas[1]), eps
+        self.weight_decay, self.no_decay = weight_decay, frozenset(no_decay)
 
-    def step(self, steps: int, lr: float) -> None:
-        """The step behind so many."""
-        self.plain.steps = steps
-        self.plain.step(self.grads, lr)
+    def step(self, number: int, lr: float) -> None:
+        """Step ``number``, from 1."""
+        for name, (theta, g, m, v) in self.blocks:
+            decay = 0.0 if name in self.no_decay else self.weight_decay
+            adamw_update(theta, g, m, v, number, lr, self.betas, self.eps, decay)
 
     def add_squares(self) -> None:
         """The sum of the squares of each block of the gradient."""
-        self.squares[self.mine] = [sum_of_squares(block) for block in self.grads.values()]
+        self.squares[self.mine] = [sum_of_squares(g) for _, (_, g, _, _) in self.blocks]
 
     def scale(self, factor: float) -> None:
         """The gradient times ``factor``."""
-        for block in self.grads.values():
-            block *= factor
+        for _, (_, g, _, _) in self.blocks:
+            g *= factor
 
 
 class TeamAdamW(BlockAdamW):
@@ -123,10 +96,10 @@ class TeamAdamW(BlockAdamW):
     def __init__(self, team: Team, shared: Arrays, parameters: Arrays, lr: float, **options: Any) -> None:
         super().__init__({name: array[:0] for name, array in parameters.items()}, lr, **options)  # which checks them
         self.team, self.parameters = team, parameters
-        self.grads = {name: shared[f"grad:{name}"] for name in parameters}
-        self.first_moment = {name: shared[f"first_moment:{name}"] for name in parameters}
-        self.second_moment = {name: shared[f"second_moment:{name}"] for name in parameters}
-        super()._cut_up()
+        self.grads, self.first_moment, self.second_moment = (
+            {name: shared[f"{kind}:{name}"] for name in parameters}
+            for kind in ("grad", "first_moment", "second_moment")
+        )
         betas, eps, decay = [float(beta) for beta in self.betas], float(self.eps), float(self.weight_decay)
         team.run(["adamw", "configure", betas, eps, decay, sorted(self.no_decay)])
 
@@ -135,7 +108,7 @@ class TeamAdamW(BlockAdamW):
         if self.team.closed or not same_arrays(grads, self.grads):
             super().step(grads, lr)
             return
-        self.team.run(["adamw", "step", self.steps, float(self.lr if lr is None else lr)])
+        self.team.run(["adamw", "step", self.steps + 1, float(self.lr if lr is None else lr)])
         self.steps += 1
 
 
@@ -147,16 +120,9 @@ def same_arrays(some: Mapping[str, Array], others: Mapping[str, Array]) -> bool:
 class BlockWeightEMA(WeightEMA):
     """:class:`minunet.training.optim.WeightEMA` on NumPy arrays that are contiguous."""
 
-    def __init__(self, values: Mapping[str, Array], max_decay: float = 0.999) -> None:
-        super().__init__(values, max_decay)
-        self._plain = WeightEMA({}, max_decay)
-        self._plain.average = blocks_of(self.average)
-
-    def update(self, values: Mapping[str, Array]) -> None:
-        """As :meth:`minunet.training.optim.WeightEMA.update`."""
-        self._plain.updates = self.updates
-        self._plain.update(blocks_of({name: values[name] for name in self.average}))
-        self.updates = self._plain.updates
+    def _move(self, average: Array, value: Array, decay: float) -> None:
+        for average_block, value_block in blocks_of(average, value):
+            super()._move(average_block, value_block, decay)
 
 
 def clip_by_team(team: Team, shared: Arrays, max_norm: float) -> float:

@@ -1,7 +1,7 @@
 """The CUDA engine: the U-Net's training step as a sequence of kernels on buffers that are planned once.
 
-Specification: engines.plain.loss_and_grads. This file is the order of the kernels and who owns which memory; what each
-computes is in specification.py, and the fast ones are in the ``.cu`` files beside it.
+Specification: minunet.training.step.loss_and_grads. This file is the order of the kernels and who owns which memory;
+what each computes is in specification.py, and the fast ones are in the ``.cu`` files beside it.
 
 What makes it quicker than one op after the other:
 
@@ -326,7 +326,7 @@ class _Step:
 
     def forward(self, x: Array, training: bool, key: rng.Key | None = None) -> Array:
         """The logits, in their buffer. Raises ValueError where ``net.forward`` does."""
-        self.net._check_input(x, training, key)
+        self.net.check_input(x, training, key)
         kernels, n, levels, depth = self.kernels, self.n, self.buffers.levels, self.net.depth
         self.training = training
         kernels.prepare_weights(self.parameters)

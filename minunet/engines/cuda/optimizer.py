@@ -23,8 +23,7 @@ class MultiTensorAdamW(AdamW):
         self._decays = [0.0 if name in self.no_decay else self.weight_decay for name in parameters]
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
-        if grads.keys() != self.parameters.keys():
-            raise ValueError(f"grads must name every parameter, and no other: {sorted(grads.keys() ^ self.parameters)}")
+        self._check_names(grads)
         if self._grads is not grads:  # an engine's gradients are the same arrays each time
             columns = (self.parameters, grads, self.first_moment, self.second_moment)
             self._table = self.kernels.table([[column[name] for name in self.parameters] for column in columns])

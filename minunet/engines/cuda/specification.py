@@ -21,7 +21,7 @@ from minunet.data.augment import PLAIN
 from minunet.network.loss import segmentation_loss_backward, segmentation_loss_forward
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 from minunet.ops.conv2d import Conv2dCache
-from minunet.training.optim import AdamW
+from minunet.training.optim import adamw_update
 
 
 class SpecificationKernels:
@@ -96,7 +96,7 @@ class SpecificationKernels:
 
     def _conv_grad_weight(self, x: Array, dy: Array) -> Array:
         weight = self.xp.zeros((3, 3, x.shape[3], dy.shape[3]), dtype=x.dtype)  # only dx depends on it
-        _, dweight, _ = ops.conv2d_backward(dy, Conv2dCache(x, weight, None, 1, ((1, 1), (1, 1)), dy.shape))
+        _, dweight, _ = ops.conv2d_backward(dy, Conv2dCache(x, weight, False, 1, ((1, 1), (1, 1)), dy.shape))
         return dweight
 
     # --- Batch norm and ReLU ----------------------------------------------------------------------------------------
@@ -284,11 +284,8 @@ class SpecificationKernels:
         self, table: Any, lr: float, betas: tuple[float, float], eps: float, steps: int, decays: list[float]
     ) -> None:
         """optim.AdamW.step number ``steps`` for all rows (theta, gradient, first and second moment) of the table."""
-        thetas, grads, first, second = (dict(enumerate(column)) for column in table)
-        no_decay = [i for i, decay in enumerate(decays) if decay == 0]
-        adam = AdamW(thetas, lr, betas, eps, max(decays), no_decay)  # type: ignore[arg-type]  # names are numbers here
-        adam.first_moment, adam.second_moment, adam.steps = first, second, steps - 1  # type: ignore[assignment]
-        adam.step(grads)  # type: ignore[arg-type]
+        for theta, g, m, v, decay in zip(*table, decays, strict=True):
+            adamw_update(theta, g, m, v, steps, lr, betas, eps, decay)
 
     def lerp(self, table: Any, decay: float) -> None:
         """For all rows (average, value) of the table: average = decay * average + (1 - decay) * value."""
