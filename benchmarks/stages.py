@@ -18,7 +18,7 @@ import numpy as np
 
 from minunet.base import rng
 from minunet.engines.cpu.engine import CpuEngine
-from minunet.engines.cpu.plan import Unit
+from minunet.engines.cpu.plan import Pool, Unit, Up
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 
@@ -38,19 +38,17 @@ def peak_gflops() -> float:
 
 def products(kind: str, what: Any, engine: CpuEngine, batch: int) -> float:
     """Floating-point operations of the stage's matrix products, without the transforms."""
-    description = engine._description
     if isinstance(what, Unit):
         pixels = batch * what.height * what.width
         # F(4, 3) in one direction: 6 / 4 * 3 taps a pixel; in both: 36 / 16.
         a_pixel = (4.5 if what.method == "rows" else 2.25) * 2 * what.c_in * what.c_out
         passes = {"conv": 1, "conv_channels": 1, "conv_backward": 2, "conv_channels_backward": 2}.get(kind, 0)
-        if kind.endswith("backward") and what.source == "image":
+        if kind.endswith("backward") and what.source is None:
             passes -= 1
         return passes * pixels * a_pixel
-    if kind in ("up", "up_backward"):
-        below = description.below(what)
-        taps = description.up_kernel**2
-        once = batch * below.height * below.width * 2 * taps * below.c_out * description.widths[what - 1]
+    if isinstance(what, Up) and kind in ("up", "up_backward"):
+        below, taps = what.below, engine.net.config["up_kernel"] ** 2
+        once = batch * below.height * below.width * 2 * taps * below.c_out * what.channels
         return once * (2 if kind == "up_backward" else 1)
     return 0.0
 
@@ -72,7 +70,10 @@ def main() -> None:
     with CpuEngine(net, SegmentationLoss(), flags.batch, (flags.size, flags.size), workers=1) as engine:
         rate = peak_gflops()
         for stage, made in engine._program.steps[True, True].stages:
-            label = (stage.kind, getattr(stage.what, "conv", str(stage.what or "")))
+            label = (
+                stage.kind,
+                stage.what.skip.conv if isinstance(stage.what, Pool) else stage.what.conv if stage.what else "",
+            )
             floors[label] = products(stage.kind, stage.what, engine, flags.batch) / rate / 1e9
 
             def timed(run: Any = made.run, label: tuple[str, str] = label) -> None:

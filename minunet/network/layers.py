@@ -45,6 +45,14 @@ class Layer:
         """What :meth:`children` have put into the ``cache`` of this layer, by their names."""
         return {name: _at(cache, name) for name in self.children()}
 
+    def leaves(self) -> "dict[str, Layer]":
+        """The layers in this one that are not made of others, by dotted name, in the order of :meth:`children`."""
+        found: dict[str, Layer] = {}
+        for name, child in self.children().items():
+            inner = child.leaves()
+            found |= {f"{name}.{rest}": leaf for rest, leaf in inner.items()} if inner else {name: child}
+        return found
+
     def parameters(self) -> Arrays:
         """The arrays that the optimiser changes, by name. Not copies: to change one is to change the layer."""
         return prefixed({name: child.parameters() for name, child in self.children().items()})

@@ -13,7 +13,7 @@ memory that all of them see.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,18 +54,26 @@ class BlockAdamW(AdamW):
             super()._update(theta_block, g_block, m_block, v_block, lr, weight_decay)
 
 
+class Parameters(NamedTuple):
+    """What the optimiser reads and changes, by the parameters' names, in memory that all processes share."""
+
+    values: Arrays
+    grads: Arrays
+    first_moment: Arrays
+    second_moment: Arrays
+
+
 class Update:
     """One process's share of what is done to all parameters: every second block, if the processes are two.
 
-    ``shared`` are the arrays of all processes: the parameters ("net:"), gradients and moments, and a place for each
-    block's sum of squares.
+    ``squares`` has a place for the sum of squares of each block.
     """
 
-    def __init__(self, shared: Arrays, names: Iterable[str], member: Member) -> None:
-        self.mine = slice(member.rank, None, member.size)
-        self.squares = shared["squares:"]
-        kinds = ("net", "grad", "first_moment", "second_moment")
-        every = [(name, block) for name in names for block in blocks_of(*(shared[f"{kind}:{name}"] for kind in kinds))]
+    def __init__(self, parameters: Parameters, squares: np.ndarray, member: Member) -> None:
+        self.mine, self.squares = slice(member.rank, None, member.size), squares
+        every = [
+            (name, block) for name in parameters.values for block in blocks_of(*(arrays[name] for arrays in parameters))
+        ]
         self.blocks = every[self.mine]
         self.betas, self.eps, self.weight_decay, self.no_decay = (0.0, 0.0), 0.0, 0.0, frozenset[str]()
 
@@ -93,13 +101,11 @@ class Update:
 class TeamAdamW(BlockAdamW):
     """AdamW on the parameters and moments that a team shares, a part by each of its processes."""
 
-    def __init__(self, team: Team, shared: Arrays, parameters: Arrays, lr: float, **options: Any) -> None:
-        super().__init__({name: array[:0] for name, array in parameters.items()}, lr, **options)  # which checks them
-        self.team, self.parameters = team, parameters
-        self.grads, self.first_moment, self.second_moment = (
-            {name: shared[f"{kind}:{name}"] for name in parameters}
-            for kind in ("grad", "first_moment", "second_moment")
-        )
+    def __init__(self, team: Team, parameters: Parameters, lr: float, **options: Any) -> None:
+        empty = {name: array[:0] for name, array in parameters.values.items()}
+        super().__init__(empty, lr, **options)  # which checks the options
+        self.team = team
+        self.parameters, self.grads, self.first_moment, self.second_moment = parameters
         betas, eps, decay = [float(beta) for beta in self.betas], float(self.eps), float(self.weight_decay)
         team.run(["adamw", "configure", betas, eps, decay, sorted(self.no_decay)])
 
@@ -125,12 +131,12 @@ class BlockWeightEMA(WeightEMA):
             super()._move(average_block, value_block, decay)
 
 
-def clip_by_team(team: Team, shared: Arrays, max_norm: float) -> float:
+def clip_by_team(team: Team, squares: np.ndarray, max_norm: float) -> float:
     """:func:`minunet.training.optim.clip_by_global_norm` of the team's gradients, in place. Returns the old norm."""
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
     team.run(["adamw", "add_squares"])
-    norm = math.sqrt(sum(shared["squares:"].tolist()))
+    norm = math.sqrt(sum(squares.tolist()))
     if max_norm < norm < math.inf:
         team.run(["adamw", "scale", max_norm / norm])
     return norm

@@ -7,8 +7,11 @@ share, and those whose lifetimes do not meet share their place.
 
 from collections.abc import Mapping
 from math import prod
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+Key = TypeVar("Key")
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -54,22 +57,30 @@ class Scratch:
         return self._memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def pack(lifetimes: Mapping[str, tuple[int, int, int]]) -> tuple[dict[str, int], int]:
-    """Offsets for buffers (nbytes, first stage, last stage) so that none shares memory with one that lives beside it.
+class Lifetime(NamedTuple):
+    """How large a buffer is, and the first and the last stage that need it."""
+
+    nbytes: int
+    first: int
+    last: int
+
+
+def pack(lifetimes: Mapping[Key, Lifetime]) -> tuple[dict[Key, int], int]:
+    """Offsets for buffers so that none shares memory with one that lives beside it.
 
     The largest are placed first, each at the lowest offset that is free throughout its life. Returns the offsets
     and the bytes needed in all.
 
-    >>> pack({"a": (100, 0, 1), "b": (64, 1, 2), "c": (100, 2, 3)})
+    >>> pack({"a": Lifetime(100, 0, 1), "b": Lifetime(64, 1, 2), "c": Lifetime(100, 2, 3)})
     ({'a': 0, 'c': 0, 'b': 128}, 192)
     """
-    offsets: dict[str, int] = {}
+    offsets: dict[Key, int] = {}
     total = 0
-    for name, (nbytes, first, last) in sorted(lifetimes.items(), key=lambda item: (-item[1][0], item[1][1], item[0])):
+    for name, (nbytes, first, last) in sorted(lifetimes.items(), key=lambda item: (-item[1].nbytes, item[1].first)):
         taken = sorted(
-            (offset, offset + aligned(lifetimes[other][0]))
+            (offset, offset + aligned(lifetimes[other].nbytes))
             for other, offset in offsets.items()
-            if lifetimes[other][1] <= last and first <= lifetimes[other][2]
+            if lifetimes[other].first <= last and first <= lifetimes[other].last
         )
         offset = 0
         for start, end in taken:

@@ -13,7 +13,7 @@ from minunet.engines.cpu import tiles
 from minunet.engines.cpu.bands import ActivationTarget, Band, carve, rows_of
 from minunet.engines.cpu.chunks import SMALL, VECTOR, Cut, share
 from minunet.engines.cpu.convolution import Sums
-from minunet.engines.cpu.plan import Unit
+from minunet.engines.cpu.plan import Planes, Unit
 from minunet.engines.cpu.work import Work
 
 
@@ -55,17 +55,13 @@ class _Images:
         """Scratch memory for the rows of an image and their border."""
         return self.work.take(1, 4 * self.tile_rows + 2, self.unit.width, channels)
 
-    def planes(self, kind: str) -> np.ndarray:
-        """The shared planes of the largest batch."""
-        return self.work.arrays[f"{kind}_planes:{self.unit.conv}"]
+    def of_batch(self, planes: Planes) -> np.ndarray:
+        """The shared planes of the tiles that the whole batch has."""
+        return self.work.arrays[planes][:, : self.work.whole_batch * self.calls.tiles]
 
-    def of_batch(self, planes: np.ndarray) -> np.ndarray:
-        """The planes of the tiles that the whole batch has."""
-        return planes[:, : self.work.whole_batch * self.calls.tiles]
-
-    def places(self, planes: np.ndarray) -> list[np.ndarray]:
-        """The place of each image of the whole batch in the planes."""
-        return [self.calls.chunk(planes, image) for image in range(self.work.description.max_batch)]
+    def places(self, planes: Planes) -> list[np.ndarray]:
+        """The place of each image of the largest batch in the shared planes."""
+        return [self.calls.chunk(self.work.arrays[planes], image) for image in range(self.work.plan.max_batch)]
 
     def write(self, sums: np.ndarray, room: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
         """out (N, H, W, a block of channels), strided <- the transformed ``sums`` (36, P, block), times ``factor``."""
@@ -76,14 +72,14 @@ class _Images:
             np.multiply(rows.reshape(4 * self.tile_rows, width, channels)[:height], factor, out=out[image])
 
 
-class Planes(_Images):
+class IntoPlanes(_Images):
     """The tiles of what the source gives, image by image, into the shared planes."""
 
     def __init__(self, unit: Unit, work: Work) -> None:
         super().__init__(unit, work)
         band = self.take_band(unit.c_in)
         self.band = Band(band, unit.height, work.source(unit, band.size // unit.c_in))
-        self.into_planes = [self.calls.input_transform(band, place) for place in self.places(self.planes("input"))]
+        self.into_planes = [self.calls.input_transform(band, place) for place in self.places(unit.input_planes)]
 
     def run(self) -> None:
         self.band.prepare()
@@ -103,14 +99,14 @@ class ChannelsForward(_Images):
         self.blocks = blocks(unit.c_out, unit.c_in, work)
         width = widest(self.blocks)
         self.filters = work.take(36 * (unit.c_in * width + VECTOR))
-        self.products = work.take(36 * work.description.max_batch * self.calls.tiles * width)
+        self.products = work.take(36 * work.plan.max_batch * self.calls.tiles * width)
         self.room = work.take(16 * self.calls.tiles * width)
 
     def run(self) -> None:
         unit, work = self.unit, self.work
-        weight = work.arrays[f"net:{unit.conv}.weight"].reshape(9, unit.c_in, unit.c_out)
-        z = work.arrays[f"all_z:{unit.conv}"][: work.whole_batch]
-        planes, sign = self.of_batch(self.planes("input")), work.norms[unit.conv].sign
+        weight = work.weights[f"{unit.conv}.weight"].reshape(9, unit.c_in, unit.c_out)
+        z = work.arrays[unit.all_z][: work.whole_batch]
+        planes, sign = self.of_batch(unit.input_planes), work.norms[unit].sign
         for block in self.blocks:
             channels = block.stop - block.start
             # A cache line between the 36 positions: a power of two apart, all would claim the same places of the cache.
@@ -129,7 +125,7 @@ class Collect:
     def __init__(self, unit: Unit, work: Work) -> None:
         self.work = work
         self.pieces = Cut(unit.height, unit.height, 1)
-        self.all_z, self.z = work.arrays[f"all_z:{unit.conv}"], work.arrays[f"z:{unit.conv}"]
+        self.all_z, self.z = work.arrays[unit.all_z], work.arrays[unit.z]
         self.sums = Sums(unit, work, unit.height * unit.width)
 
     def run(self) -> None:
@@ -151,9 +147,9 @@ class PlanesBackward(_Images):
         self.x = Band(x, unit.height, work.source(unit, pixels))
         self.dz = Band(dz, unit.height, work.gradient(unit, pixels))
         calls = self.calls
-        self.x_into_planes = [calls.input_transform(x, place) for place in self.places(self.planes("input"))]
-        self.dz_into_planes = [calls.gradient_transform(dz, place) for place in self.places(self.planes("gradient"))]
-        self.dz_into_flipped = [calls.input_transform(dz, place) for place in self.places(self.planes("flipped"))]
+        self.x_into_planes = [calls.input_transform(x, place) for place in self.places(unit.input_planes)]
+        self.dz_into_planes = [calls.gradient_transform(dz, place) for place in self.places(unit.gradient_planes)]
+        self.dz_into_flipped = [calls.input_transform(dz, place) for place in self.places(unit.flipped_planes)]
 
     def run(self) -> None:
         self.x.prepare()
@@ -179,22 +175,22 @@ class ChannelsBackward(_Images):
         self.blocks = blocks(unit.c_in, unit.c_out, work)
         width = widest(self.blocks)
         self.filters, self.exchanged = (work.take(36 * width * unit.c_out) for _ in range(2))
-        self.products = work.take(36 * work.description.max_batch * self.calls.tiles * width)
+        self.products = work.take(36 * work.plan.max_batch * self.calls.tiles * width)
         self.room = work.take(16 * self.calls.tiles * width)
         self.turned = np.ascontiguousarray(self.transform[:, ::-1])  # for the filters turned by 180 degrees
         self.transform_t = np.ascontiguousarray(self.transform.T)
 
     def run(self) -> None:
         unit, work = self.unit, self.work
-        weight = work.arrays[f"net:{unit.conv}.weight"].reshape(9, -1)
-        dweight = work.arrays[f"grad:{unit.conv}.weight"].reshape(9, -1)
-        x, dz, flipped = (self.of_batch(self.planes(kind)) for kind in ("input", "gradient", "flipped"))
+        weight = work.weights[f"{unit.conv}.weight"].reshape(9, -1)
+        dweight = work.arrays[work.plan.grads[f"{unit.conv}.weight"]].reshape(9, -1)
+        x, dz, flipped = map(self.of_batch, (unit.input_planes, unit.gradient_planes, unit.flipped_planes))
         tiles_of_batch, scale = x.shape[1], np.full(unit.c_in, work.dropout_scale(unit), work.dtype)
         for block in self.blocks:
             channels = block.stop - block.start
             columns = slice(block.start * unit.c_out, block.stop * unit.c_out)
             filters = carve(self.filters, (36, channels, unit.c_out))
-            if unit.source != "image":
+            if unit.source is not None:
                 np.matmul(self.turned, weight[:, columns], out=filters.reshape(36, -1))
                 # Laid out anew: small products with a transposed matrix take twice the time.
                 exchanged = carve(self.exchanged, (36, unit.c_out, channels))
@@ -202,7 +198,7 @@ class ChannelsBackward(_Images):
                 products = carve(self.products, (36, tiles_of_batch, channels))
                 for part in parts(tiles_of_batch, unit.c_out * channels):
                     np.matmul(flipped[:, part], exchanged, out=products[:, part])
-                dinput = work.arrays[f"dinput:{unit.conv}"][: work.whole_batch]
+                dinput = work.arrays[unit.dinput][: work.whole_batch]
                 self.write(products, self.room, scale[block], dinput[..., block])
             for part in parts(unit.c_out, tiles_of_batch * channels):
                 np.matmul(x[..., block].swapaxes(1, 2), dz[..., part], out=filters[..., part])
@@ -223,7 +219,7 @@ class SpreadBackward:
     def run(self) -> None:
         if self.target is None:
             return
-        dinput = self.work.arrays[f"dinput:{self.unit.conv}"]
+        dinput = self.work.arrays[self.unit.dinput]
         self.target.prepare()
         self.source.prepare()
         for chunk in self.work.chunks(self.pieces):

@@ -101,14 +101,14 @@ class ConvForward:
         self.band = Band(band, unit.height, work.source(unit, pixels))
         calls.take_room(work.scratch, unit.c_in, unit.c_out)
         self.planes, sums = work.take(*calls.planes_shape(unit.c_in)), work.take(*calls.planes_shape(unit.c_out))
-        self.shared_filters = work.arrays[f"filters:{unit.conv}"]
+        self.shared_filters = work.arrays[unit.filters]
         # In a prediction they carry the source's scale already.
         self.filters = work.take(*self.shared_filters.shape) if work.training else self.shared_filters
         self.into_planes = calls.input_transform(band, self.planes)
         self.multiply = calls.products(self.planes, self.filters, sums)
         self.out_of_planes = calls.output_transform(sums)
         room = work.take(self.pieces.images * self.pieces.rows * unit.width * unit.c_out)
-        self.output = Output(work.arrays[f"z:{unit.conv}"], self.pieces, unit.width, unit.c_out, room)
+        self.output = Output(work.arrays[unit.z], self.pieces, unit.width, unit.c_out, room)
         self.sums = Sums(unit, work, pixels)
 
     def run(self) -> None:
@@ -142,7 +142,7 @@ class ConvBackward:
         pixels = x.size // unit.c_in
         # The scale that the gradient leaves out goes where there are fewer values: to the filters, or to the gradient.
         few_pixels = work.max_images * unit.height * unit.width < 36 * unit.c_in
-        gradient_is_less = few_pixels and unit.method == "tiles" and unit.source != "image"
+        gradient_is_less = few_pixels and unit.method == "tiles" and unit.source is not None
         self.scale = ChannelRow(unit.width, unit.c_out, work.scratch, work.dtype) if gradient_is_less else None
         self.dz = Band(dz, unit.height, work.gradient(unit, pixels, self.scale))
         self.x = Band(x, unit.height, work.source(unit, pixels))
@@ -168,7 +168,7 @@ class ConvBackward:
         self.target = work.target(unit, pixels)
         if self.target is not None:
             self.flipped_planes, sums = (work.take(*calls.planes_shape(c)) for c in (unit.c_out, unit.c_in))
-            self.shared_filters = work.arrays[f"flipped:{unit.conv}"]
+            self.shared_filters = work.arrays[unit.flipped]
             self.filters = self.shared_filters if self.scale else work.take(*self.shared_filters.shape)
             self.into_planes = calls.input_transform(dz, self.flipped_planes)
             self.multiply = calls.products(self.flipped_planes, self.filters, sums)

@@ -27,10 +27,9 @@ from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
 from minunet.engines.cpu.loss import probabilities
-from minunet.engines.cpu.plan import Description, layout
-from minunet.engines.cpu.program import Program, build
+from minunet.engines.cpu.program import Program, build, plan_of
 from minunet.engines.cpu.team import Team, TeamError, usable_size
-from minunet.network.layers import Arrays, map_arrays
+from minunet.network.layers import Arrays, BatchNorm2d, map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.ops.checks import check_target
@@ -59,10 +58,11 @@ class CpuEngine(Engine):
     ) -> None:
         super().__init__(net, loss)
         self.max_batch, self.image_size = max_batch, image_size
-        self._description = Description(net.config, net.bottleneck.norm1.eps, loss, max_batch, image_size)
-        arguments: dict[str, Any] = {
+        self._arguments: dict[str, Any] = {
             "config": net.config,
-            "eps": net.bottleneck.norm1.eps,
+            "parameters": {name: list(array.shape) for name, array in net.parameters().items()},
+            "buffers": {name: list(array.shape) for name, array in net.buffers().items()},
+            "eps": {name: layer.eps for name, layer in net.leaves().items() if isinstance(layer, BatchNorm2d)},
             "loss": asdict(loss),
             "max_batch": max_batch,
             "image_size": list(image_size),
@@ -71,26 +71,26 @@ class CpuEngine(Engine):
         if workers is None:
             size = min(size, max(max_batch, 2))  # more would have less than an image each, and mostly wait
         try:
-            self._team = Team(size, build, arguments, layout(self._description, size).shared_bytes)
+            self._team = self._start(size)
         except (TeamError, OSError) as error:
             if size == 1:
                 raise
             self.workers_reason = str(error)
-            self._team = Team(1, build, arguments, layout(self._description, 1).shared_bytes)
+            self._team = self._start(1)
         self._has_optimizer = False
         self._frozen: Arrays = {}  # the network's arrays, once they are read-only
         self._kept = False  # whether the filters in the shared memory are those of these arrays
         self._program = cast(Program, self._team.program)
-        shared = self._program.shared
-        self._net_arrays = {name[4:]: array for name, array in shared.items() if name.startswith("net:")}
-        self._predictor = {name[10:]: array for name, array in shared.items() if name.startswith("predictor:")}
-        self._grads = {name[5:]: array for name, array in shared.items() if name.startswith("grad:")}
-        for unit in self._description.units.values():
-            if self._description.conv_bias:
+        for unit in self._program.plan.units:
+            if net.config["conv_bias"]:
                 # Batch norm takes the mean away, and with it whatever a bias added: its gradient is 0.
-                self._grads[f"{unit.conv}.bias"][...] = 0
+                self._program.grads[f"{unit.conv}.bias"][...] = 0
         processes = "process" if self._team.size == 1 else "processes"
         self.name = f"cpu, {self._team.size} {processes}"
+
+    def _start(self, size: int) -> Team:
+        """A team of so many processes that run the program."""
+        return Team(size, build, self._arguments, plan_of(self._arguments, size).shared_bytes)
 
     def prepare_batch(
         self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, **options: Any
@@ -112,21 +112,19 @@ class CpuEngine(Engine):
         one_pixel = len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1
         if key is None or one_pixel or not self._fits(x):
             return super().loss_and_grads(x, target, key)  # which knows what to refuse
-        check_target(target, (*x.shape[:3], self._description.out_channels))
-        _take_over(self.net, self._net_arrays)
+        check_target(target, (*x.shape[:3], self._program.plan.out_channels))
+        _take_over(self.net, self._program.net)
         self._kept = False
         batch = len(x)
-        steps = self._program.steps_for(True, batch)
+        steps, plan = self._program.steps_for(True, batch), self._program.plan
         assert steps.loss is not None
-        steps.work.arrays["images:"][:batch] = x
-        steps.work.arrays["target:"][:batch] = target
+        steps.work.arrays[plan.images][:batch] = x
+        steps.work.arrays[plan.target][:batch] = target
         self._team.run(["train", batch, list(key)])
-        norms = self._program.norms[True]
         stats: Arrays = {}
-        for unit in self._description.units.values():
-            stats[f"{unit.norm}.running_mean"] = norms[unit.conv].batch_mean
-            stats[f"{unit.norm}.running_var"] = norms[unit.conv].batch_var
-        return float(steps.loss.value), self._grads, stats
+        for unit, norm in self._program.norms[True].items():
+            stats[f"{unit.norm}.running_mean"], stats[f"{unit.norm}.running_var"] = norm.batch_mean, norm.batch_var
+        return float(steps.loss.value), self._program.grads, stats
 
     def logits(self, x: Array, net: UNet | None = None) -> Array:
         """As ``net.forward(x, training=False)[0]``."""
@@ -136,12 +134,12 @@ class CpuEngine(Engine):
             return super().logits(x, net)
         kept = frozen and self._kept
         if not frozen:
-            _take_over(net, self._predictor)
-        arrays = self._program.steps_for(False, len(x)).work.arrays
-        arrays["images:"][: len(x)] = x
+            _take_over(net, self._program.predictor)
+        arrays, plan = self._program.steps_for(False, len(x)).work.arrays, self._program.plan
+        arrays[plan.images][: len(x)] = x
         self._team.run(["infer", len(x), kept])
         self._kept = True
-        return arrays["logits:"][: len(x)].copy()
+        return arrays[plan.logits][: len(x)].copy()
 
     def predict(self, x: Array, net: UNet | None = None) -> Array:
         """As ``net.predict(x)``."""
@@ -152,9 +150,9 @@ class CpuEngine(Engine):
 
     def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
         """As the plain path; the engine's own gradients in place."""
-        if self._team.closed or not same_arrays(grads, self._grads):
+        if self._team.closed or not same_arrays(grads, self._program.grads):
             return super().clip(grads, max_norm)
-        return dict(grads), clip_by_team(self._team, self._program.shared, max_norm)
+        return dict(grads), clip_by_team(self._team, self._program.update.squares, max_norm)
 
     def optimizer(self, parameters: Arrays, lr: float, **options: Any) -> AdamW:
         """AdamW, block by block.
@@ -166,9 +164,9 @@ class CpuEngine(Engine):
         mine = self.net.parameters()
         if self._has_optimizer or not same_arrays(parameters, mine):
             return BlockAdamW(parameters, lr, **options)
-        _take_over(self.net, self._net_arrays)
-        _replace(self.net, {name: self._net_arrays[name] for name in mine})
-        optimizer = TeamAdamW(self._team, self._program.shared, self.net.parameters(), lr, **options)
+        _take_over(self.net, self._program.net)
+        _replace(self.net, self._program.parameters.values)
+        optimizer = TeamAdamW(self._team, self._program.parameters, lr, **options)
         self._has_optimizer = True  # the one whose moments there is room for
         return optimizer
 
@@ -181,8 +179,8 @@ class CpuEngine(Engine):
 
         Networks with other arrays are predicted by the plain path from then on.
         """
-        _take_over(self.net, self._predictor)
-        _replace(self.net, {name: self._predictor[name].view() for name in _arrays(self.net)})
+        _take_over(self.net, self._program.predictor)
+        _replace(self.net, {name: self._program.predictor[name].view() for name in _arrays(self.net)})
         self._frozen, self._kept = _arrays(self.net), False
         for array in self._frozen.values():
             array.flags.writeable = False
@@ -197,8 +195,8 @@ class CpuEngine(Engine):
             isinstance(x, np.ndarray)
             and x.ndim == 4
             and 1 <= len(x) <= self.max_batch
-            and x.shape[1:] == (*self.image_size, self._description.in_channels)
-            and x.dtype == self._description.dtype
+            and x.shape[1:] == (*self.image_size, self._program.plan.in_channels)
+            and x.dtype == self._program.plan.dtype
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from minunet.base import rng
 from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.chunks import Cut, share
-from minunet.engines.cpu.plan import adds_up
+from minunet.engines.cpu.plan import Pool, Up
 from minunet.engines.cpu.work import Work
 
 
@@ -18,19 +18,19 @@ class Filters:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.units = [unit for unit in work.description.units.values() if unit.method != "channels"]
+        self.units = [unit for unit in work.plan.units if unit.method != "channels"]
 
     def run(self) -> None:
         for unit in self.units:
             matrix = (rows if unit.method == "rows" else tiles).filter_transform(self.work.matrices)
-            weight = self.work.arrays[f"net:{unit.conv}.weight"]
-            sign = self.work.norms[unit.conv].sign
+            weight = self.work.weights[f"{unit.conv}.weight"]
+            sign = self.work.norms[unit].sign
             weight = weight if (sign > 0).all() else weight * sign
             if not self.work.training:
                 weight = weight * self.work.input_scale(unit)[:, None]
-            self._transform(matrix, weight, self.work.arrays[f"filters:{unit.conv}"])
-        for level in range(1, self.work.description.depth + 1):
-            weight, out = (self.work.arrays[name] for name in (f"net:up{level}.up.weight", f"taps:{level}"))
+            self._transform(matrix, weight, self.work.arrays[unit.filters])
+        for up in self.work.plan.ups:
+            weight, out = self.work.weights[f"{up.conv}.weight"], self.work.arrays[up.taps]
             mine = share(weight.shape[2], self.work.member.rank, self.work.member.size)
             taps.lay_out(weight, slice(mine.start, mine.stop), out)
 
@@ -54,10 +54,10 @@ class FlippedFilters(Filters):
 
     def run(self) -> None:
         for unit in self.units:
-            if unit.source != "image":
+            if unit.source is not None:
                 matrix = (rows if unit.method == "rows" else tiles).filter_transform(self.work.matrices)
-                weight = self.work.arrays[f"net:{unit.conv}.weight"][::-1, ::-1].swapaxes(2, 3)
-                self._transform(matrix, weight, self.work.arrays[f"flipped:{unit.conv}"])
+                weight = self.work.weights[f"{unit.conv}.weight"][::-1, ::-1].swapaxes(2, 3)
+                self._transform(matrix, weight, self.work.arrays[unit.flipped])
 
 
 class FiltersAndMasks:
@@ -66,15 +66,14 @@ class FiltersAndMasks:
     def __init__(self, work: Work) -> None:
         self.work, self.filters = work, Filters(work)
         self.key = rng.Key(0)
-        depth = work.description.depth
-        # The streams are numbered as in UNet: first the dropouts on the way down, then those on the way up.
-        self.masks = [(level - 1, work.arrays[f"kept_pooled:{level + 1}"]) for level in range(1, depth + 1)]
-        self.masks += [(depth + level - 1, work.arrays[f"kept_concat:{level}"]) for level in range(1, depth + 1)]
+        # The streams are numbered as in UNet: first those on the way down, then those on the way up, both from the top.
+        dropped: list[Pool | Up] = [*work.plan.pools, *reversed(work.plan.ups)]
+        self.masks = [(index, work.arrays[each.kept]) for index, each in enumerate(dropped)]
 
     def run(self) -> None:
         self.filters.run()
         work = self.work
-        threshold = round(work.description.dropout * 2**16)
+        threshold = round(work.plan.dropout * 2**16)
         for index, kept in self.masks:
             key = self.key._replace(stream=rng.DROPOUT + index, image=self.key.image + work.first)
             # A stream is cut up by blocks of 16 values, which is what the generator counts in.
@@ -92,21 +91,19 @@ class Gradients:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        description, arrays = work.description, work.arrays
         self.sums = []
-        for name in description.parameter_shapes():
-            if adds_up(description, name):
-                parts = [arrays[f"grad{rank}:{name}"].reshape(-1) for rank in range(1, work.member.size)]
-                self.sums.append((arrays[f"grad:{name}"].reshape(-1), parts))
+        for name in filter(work.plan.adds_up, work.plan.parameters):
+            total, *parts = (work.arrays[grads[name]].reshape(-1) for grads in work.plan.partial_grads)
+            self.sums.append((total, parts))
 
     def run(self) -> None:
-        member, arrays = self.work.member, self.work.arrays
+        member, arrays, grads = self.work.member, self.work.arrays, self.work.plan.grads
         for total, parts in self.sums:
             mine = share(total.size, member.rank, member.size)
             for part in parts:
                 total[mine.start : mine.stop] += part[mine.start : mine.stop]
         if member.rank == 0:
-            for unit in self.work.description.units.values():
-                dgamma, dbeta = self.work.norms[unit.conv].gradients()
-                arrays[f"grad:{unit.norm}.gamma"][...] = dgamma
-                arrays[f"grad:{unit.norm}.beta"][...] = dbeta
+            for unit in self.work.plan.units:
+                dgamma, dbeta = self.work.norms[unit].gradients()
+                arrays[grads[f"{unit.norm}.gamma"]][...] = dgamma
+                arrays[grads[f"{unit.norm}.beta"]][...] = dbeta

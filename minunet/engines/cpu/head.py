@@ -19,8 +19,8 @@ class _Head:
     """The shapes that both directions share."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.unit = work, work.description.last_unit
-        self.kernel, self.c_out = work.description.head_kernel, work.description.out_channels
+        self.work, self.unit = work, work.plan.units[-1]
+        self.kernel, self.c_out = work.plan.head_kernel, work.plan.out_channels
         self.before = (self.kernel - 1) // 2  # of the zeros around the image, those above and to the left
         self.row = (self.unit.width + self.kernel) * (2 * self.unit.c_out + self.kernel**2 * self.c_out)
 
@@ -31,12 +31,12 @@ class _Head:
 
     def weight(self) -> np.ndarray:
         """The weight as (taps * C_out, C)."""
-        weight = self.work.arrays["net:head.weight"]
+        weight = self.work.weights["head.weight"]
         return np.ascontiguousarray(weight.transpose(0, 1, 3, 2)).reshape(-1, self.unit.c_out)
 
     def slope(self) -> np.ndarray:
         """What the last activation leaves to the weight, (C,)."""
-        return self.work.norms[self.unit.conv].input_slope.astype(self.work.dtype)
+        return self.work.norms[self.unit].input_slope.astype(self.work.dtype)
 
 
 class HeadForward(_Head):
@@ -55,7 +55,7 @@ class HeadForward(_Head):
     def run(self) -> None:
         self.source.prepare()
         self.padded.fill(0)
-        weight, bias = self.weight() * self.slope(), self.work.arrays["net:head.bias"]
+        weight, bias = self.weight() * self.slope(), self.work.weights["head.bias"]
         before, k = self.before, self.kernel
         flat = self.padded.reshape(-1, self.unit.c_out)
         width = self.unit.width
@@ -74,7 +74,7 @@ class HeadForward(_Head):
             for u in range(k):
                 for v in range(k):
                     total += self.products[u, v, :, :n, u : u + chunk.rows, v : v + width]
-            self.work.arrays["logits:"][self.work.in_whole(chunk)] = total.transpose(1, 2, 3, 0)
+            self.work.arrays[self.work.plan.logits][self.work.in_whole(chunk)] = total.transpose(1, 2, 3, 0)
 
 
 class HeadBackward(_Head):
@@ -89,8 +89,9 @@ class HeadBackward(_Head):
         self.padded = work.take(self.c_out, images, rows + k - 1, width + k - 1)
         self.patches = work.take(taps * pixels)
         self.dx, self.values = work.take(pixels * channels), work.take(pixels * channels)
-        self.z, self.relu = work.arrays[f"z:{self.unit.conv}"], work.relu(self.unit)
+        self.z, self.relu = work.arrays[self.unit.z], work.relu(self.unit)
         self.part, self.dweight = work.take(taps, channels), work.take(taps, channels)
+        self.dlogits = work.arrays[work.plan.dlogits]
         self.target = work.activation_target(self.unit, pixels)
 
     def run(self) -> None:
@@ -101,7 +102,7 @@ class HeadBackward(_Head):
         dbias = np.zeros(self.c_out)
         for chunk in self.work.chunks(self.pieces):
             patches = self._patches(chunk)
-            dbias += self.work.arrays["dlogits:"][self.work.in_whole(chunk)].sum(axis=(0, 1, 2), dtype=np.float64)
+            dbias += self.dlogits[self.work.in_whole(chunk)].sum(axis=(0, 1, 2), dtype=np.float64)
             z = self.z[rows_of(chunk)]
             dx, values = carve(self.dx, z.shape), carve(self.values, z.shape)
             np.matmul(patches.T, weight, out=dx.reshape(-1, self.unit.c_out))
@@ -123,7 +124,7 @@ class HeadBackward(_Head):
         first, last = max(top, 0), min(top + self.padded.shape[2], self.unit.height)
         self.padded.fill(0)
         images = self.work.in_whole(chunk)[0]
-        dlogits = self.work.arrays["dlogits:"][images, first:last]
+        dlogits = self.dlogits[images, first:last]
         self.padded[:, :n, first - top : last - top, after : after + width] = dlogits.transpose(3, 0, 1, 2)
         patches = carve(self.patches, (k, k, self.c_out, n, chunk.rows, width))
         for u in range(k):

@@ -23,10 +23,12 @@ class LossSums:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        row = work.description.width * work.description.out_channels * work.dtype.itemsize
-        self.pieces = work.cut(work.description.height, 1, row, LOSS_BUDGET)
-        self.logits, self.target, self.dlogits = (work.arrays[f"{name}:"] for name in ("logits", "target", "dlogits"))
-        self.sums = work.arrays["loss:"][work.member.rank]
+        row = work.plan.width * work.plan.out_channels * work.dtype.itemsize
+        self.pieces = work.cut(work.plan.height, 1, row, LOSS_BUDGET)
+        self.logits, self.target, self.dlogits = (
+            work.arrays[buffer] for buffer in (work.plan.logits, work.plan.target, work.plan.dlogits)
+        )
+        self.sums = work.arrays[work.plan.loss_sums][work.member.rank]
 
     def run(self) -> None:
         self.sums[...] = 0
@@ -45,9 +47,11 @@ class LossGradient:
     """The loss, and dlogits; and then, while nothing else is to do, the filters of the backward pass."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.loss = work, work.description.loss
+        self.work, self.loss = work, work.plan.loss
         self.pieces = LossSums(work).pieces
-        self.target, self.dlogits, self.sums = (work.arrays[f"{name}:"] for name in ("target", "dlogits", "loss"))
+        self.target, self.dlogits, self.sums = (
+            work.arrays[buffer] for buffer in (work.plan.target, work.plan.dlogits, work.plan.loss_sums)
+        )
         self.flipped = FlippedFilters(work)
         self.value = 0.0
 

@@ -2,264 +2,136 @@
 
 A stage is a piece of work after which all processes wait for each other, because the next one needs what all of them
 made: the sums of a batch norm, or the rows beyond its own. The plan lists the stages of a training step and of a
-prediction, with the arrays that each of them touches. An array lives from the first stage that names it to the last;
+prediction, with the buffers that each of them touches. A buffer lives from the first stage that names it to the last;
 :func:`minunet.engines.cpu.buffers.pack` gives those that never meet the same memory.
 
-Every process computes the same plan from the same description, so that only small commands have to be sent.
+Every process computes the same plan from the same arguments, so that only small commands have to be sent.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from minunet.engines.cpu import rows, taps, tiles
 from minunet.engines.cpu.adamw import count_of_blocks
-from minunet.engines.cpu.buffers import aligned, pack
+from minunet.engines.cpu.buffers import Lifetime, aligned, pack
 from minunet.network.loss import SegmentationLoss
+from minunet.network.unet import Part, topology
 
 TILE_CHANNELS = 32  # from so many channels on, on both sides, tiles beat rows
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Buffers
+# ---------------------------------------------------------------------------------------------------------------------
 
-class Unit(NamedTuple):
+
+@dataclass(eq=False)
+class Buffer:
+    """An array of the plan, there from the first step to the last. It is its own key: no two buffers are equal."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(eq=False)
+class ImageBuffer(Buffer):
+    """Something of each image, (N, *shape), from one stage to another."""
+
+    whole: bool = False  # all processes need that of all images; else it is cut up by image, or by row
+
+    def for_images(self, count: int) -> tuple[int, ...]:
+        """The shape for so many images."""
+        return count, *self.shape
+
+
+@dataclass(eq=False)
+class Planes(ImageBuffer):
+    """The transformed tiles of images, (36, N * tiles, C); ``shape`` is (tiles, C)."""
+
+    def for_images(self, count: int) -> tuple[int, ...]:
+        tiles_of_image, channels = self.shape
+        return 36, count * tiles_of_image, channels
+
+
+class Place(NamedTuple):
+    """Where a buffer lies: the bytes before it, and what lies there."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+Places = dict[Buffer, Place]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network, as the engine sees it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Unit:
     """A 3 x 3 convolution, the batch norm behind it and the ReLU behind that."""
 
     conv: str  # its name in the network: "down1.conv1"
     norm: str
+    eps: float  # of the norm
     height: int
     width: int
     c_in: int
     c_out: int
-    source: str  # what it convolves: "image", "relu" of another unit, "pooled" or "concat" of a level
-    of: str | int  # the name of that unit, or the level
-    most_tiles: int  # the tiles of 4 x 4 pixels of the largest batch
+    source: "Unit | Pool | Up | None"  # what it convolves: the ReLU of another unit, ...; None: the images
+    method: Literal["rows", "tiles", "channels"]
+    z: ImageBuffer  # what the convolution gives
+    g: ImageBuffer  # the gradient behind the ReLU
+    sums: Buffer  # (2, processes, 2, C_out): of z and z^2 forward, of g and g z backward; a slot for each process
+    # By method "rows" or "tiles": the transformed filters, and in the same place those of the backward pass.
+    filters: Buffer
+    flipped: Buffer
+    # By method "channels": the tiles of the input, and of the gradient for dweight and for dx; z and dx of all images.
+    input_planes: Planes
+    gradient_planes: Planes
+    flipped_planes: Planes
+    all_z: ImageBuffer
+    dinput: ImageBuffer
 
-    @property
-    def method(self) -> str:
-        """How it is convolved: "rows", "tiles", or "channels": by tiles, but the processes share out channels.
 
-        The latter where the transformed filters take more memory than the transformed images.
-        """
-        fewest = min(self.c_in, self.c_out)
-        if fewest < TILE_CHANNELS:
-            return "rows"
-        return "channels" if self.most_tiles <= fewest else "tiles"
+@dataclass(eq=False)
+class Pool:
+    """Max-pooling of a skip to half the size, and the dropout behind it."""
+
+    skip: Unit  # whose ReLU is pooled
+    pooled: ImageBuffer
+    dpooled: ImageBuffer
+    kept: ImageBuffer  # the dropout masks, one byte a value
+
+
+@dataclass(eq=False)
+class Up:
+    """A transposed convolution, its result joined with a skip, and the dropout behind that."""
+
+    conv: str  # its name in the network: "up1.up"
+    below: Unit  # whose ReLU it takes up
+    skip: Unit
+    channels: int
+    taps: Buffer  # its weight, laid out by :mod:`.taps`
+    up: ImageBuffer
+    dup: ImageBuffer
+    kept: ImageBuffer
 
 
 class Stage(NamedTuple):
-    """One stage of the plan. ``what`` is the unit or the level that it works on."""
+    """One stage of the plan: its kind, what it works on, and the buffers that it reads or writes."""
 
-    kind: str
-    what: Any
-    arrays: tuple[str, ...]  # what it reads or writes in the shared memory
-
-
-class Description:
-    """The network, the loss and the largest batch: all that the plan follows from.
-
-    ``config`` is :attr:`minunet.network.unet.UNet.config`; ``eps`` that of its batch norms.
-    """
-
-    def __init__(
-        self, config: Mapping[str, Any], eps: float, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int]
-    ) -> None:
-        self.dtype = np.dtype(config["dtype"])
-        self.in_channels, self.out_channels = config["in_channels"], config["out_channels"]
-        self.widths = tuple(config["widths"])
-        self.dropout, self.up_kernel, self.head_kernel = config["dropout"], config["up_kernel"], config["head_kernel"]
-        self.conv_bias, self.eps, self.loss = config["conv_bias"], eps, loss
-        self.max_batch, (self.height, self.width) = max_batch, image_size
-        self.depth = len(self.widths) - 1
-        self.units = {unit.conv: unit for unit in self._units()}
-        self.last_unit = list(self.units.values())[-1]
-
-    def size(self, level: int) -> tuple[int, int]:
-        """Height and width of level 1, 2, ..., depth + 1 (the bottleneck)."""
-        return self.height >> (level - 1), self.width >> (level - 1)
-
-    def below(self, level: int) -> Unit:
-        """The unit whose ReLU the transposed convolution of ``level`` takes up."""
-        return self.units["bottleneck.conv2" if level == self.depth else f"up{level + 1}.conv2"]
-
-    def skip(self, level: int) -> Unit:
-        """The unit whose ReLU is the skip of ``level``."""
-        return self.units[f"down{level}.conv2"]
-
-    def _units(self) -> Iterable[Unit]:
-        source: tuple[str, str | int] = ("image", "")
-        channels = self.in_channels
-        for level in range(1, self.depth + 2):
-            name = f"down{level}" if level <= self.depth else "bottleneck"
-            yield from self._pair(name, level, channels, source)
-            channels, source = self.widths[level - 1], ("pooled", level + 1)
-        for level in range(self.depth, 0, -1):
-            yield from self._pair(f"up{level}", level, 2 * self.widths[level - 1], ("concat", level))
-
-    def _pair(self, name: str, level: int, c_in: int, source: tuple[str, str | int]) -> Iterable[Unit]:
-        height, width = self.size(level)
-        c_out = self.widths[level - 1]
-        most = self.max_batch * -(-height // 4) * -(-width // 4)
-        yield Unit(f"{name}.conv1", f"{name}.norm1", height, width, c_in, c_out, *source, most)
-        yield Unit(f"{name}.conv2", f"{name}.norm2", height, width, c_out, c_out, "relu", f"{name}.conv1", most)
-
-    # The arrays by name, and their shapes. z: what a convolution gives; g: the gradient behind its ReLU;
-    # pooled and dpooled, up and dup: by level; kept: the dropout masks, one byte a value.
-
-    def shape(self, array: str, images: int) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of an array, for so many images."""
-        kind, _, name = array.partition(":")
-        n = images
-        if kind in ("z", "g", "all_z"):
-            unit = self.units[name]
-            return (n, unit.height, unit.width, unit.c_out), self.dtype
-        if kind in ("images", "logits", "target", "dlogits"):
-            channels = self.in_channels if kind == "images" else self.out_channels
-            return (n, self.height, self.width, channels), self.dtype
-        if kind in ("input_planes", "gradient_planes", "flipped_planes", "dinput"):
-            unit = self.units[name]
-            if kind == "dinput":
-                return (n, unit.height, unit.width, unit.c_in), self.dtype
-            channels = unit.c_in if kind == "input_planes" else unit.c_out
-            tiles_of_an_image = -(-unit.height // 4) * -(-unit.width // 4)
-            return (36, n * tiles_of_an_image, channels), self.dtype
-        level = int(name)
-        if kind in ("up", "dup"):
-            return (n, *self.size(level), self.widths[level - 1]), self.dtype
-        if kind in ("pooled", "dpooled"):
-            return (n, *self.size(level), self.widths[level - 2]), self.dtype
-        if kind == "kept_pooled":
-            return (n, *self.size(level), self.widths[level - 2]), np.dtype(bool)
-        assert kind == "kept_concat", array
-        return (n, *self.size(level), 2 * self.widths[level - 1]), np.dtype(bool)
-
-    def source_arrays(self, unit: Unit, training: bool) -> tuple[str, ...]:
-        """What the convolution of ``unit`` reads."""
-        if unit.source == "image":
-            return ("images:",)
-        if unit.source == "relu":
-            return (f"z:{unit.of}",)
-        if unit.source == "pooled":
-            return (f"pooled:{unit.of}",)
-        kept = (f"kept_concat:{unit.of}",) if training and self.dropout else ()
-        return (f"up:{unit.of}", f"z:{self.skip(int(unit.of)).conv}", *kept)
-
-    def target_arrays(self, unit: Unit) -> tuple[str, ...]:
-        """What the backward pass of ``unit`` writes, and reads in order to write it."""
-        if unit.source == "image":
-            return ()
-        if unit.source == "relu":
-            return (f"g:{unit.of}", f"z:{unit.of}")
-        if unit.source == "pooled":
-            return (f"dpooled:{unit.of}", *((f"kept_pooled:{unit.of}",) if self.dropout else ()))
-        kept = (f"kept_concat:{unit.of}",) if self.dropout else ()
-        return (f"dup:{unit.of}", f"g:{self.skip(int(unit.of)).conv}", *kept)
-
-    def forward_stages(self, training: bool) -> list[Stage]:
-        """From the images to the logits."""
-        stages = [Stage("filters", None, ())]
-        if training and self.dropout:
-            masks = [f"kept_pooled:{level + 1}" for level in range(1, self.depth + 1)]
-            masks += [f"kept_concat:{level}" for level in range(self.depth, 0, -1)]
-            stages = [Stage("filters_and_masks", None, tuple(masks))]
-        for unit in self.units.values():
-            if unit.source == "pooled":
-                kept = (f"kept_pooled:{unit.of}",) if training and self.dropout else ()
-                skip = f"z:{self.skip(int(unit.of) - 1).conv}"
-                stages.append(Stage("pool", int(unit.of) - 1, (skip, f"pooled:{unit.of}", *kept)))
-            if unit.source == "concat":
-                level = int(unit.of)
-                stages.append(Stage("up", level, (f"z:{self.below(level).conv}", f"up:{level}")))
-            arrays = (*self.source_arrays(unit, training), f"z:{unit.conv}")
-            if unit.method == "channels":
-                planes, all_z = f"input_planes:{unit.conv}", f"all_z:{unit.conv}"
-                stages.append(Stage("conv_planes", unit, (*self.source_arrays(unit, training), planes)))
-                stages.append(Stage("conv_channels", unit, (planes, all_z)))
-                stages.append(Stage("conv_collect", unit, (all_z, f"z:{unit.conv}")))
-            else:
-                stages.append(Stage("conv", unit, arrays))
-        return [*stages, Stage("head", None, (f"z:{self.last_unit.conv}", "logits:"))]
-
-    def backward_stages(self) -> list[Stage]:
-        """From the logits to the gradients: the mirror image."""
-        last = self.last_unit.conv
-        stages = [
-            Stage("loss_sums", None, ("logits:", "target:", "dlogits:")),
-            Stage("loss_gradient", None, ("target:", "dlogits:")),
-            Stage("head_backward", None, ("dlogits:", f"z:{last}", f"g:{last}")),
-        ]
-        for unit in reversed(self.units.values()):
-            arrays = (
-                f"g:{unit.conv}",
-                f"z:{unit.conv}",
-                *self.source_arrays(unit, training=True),
-                *self.target_arrays(unit),
-            )
-            if unit.method == "channels":
-                planes = tuple(f"{kind}_planes:{unit.conv}" for kind in ("input", "gradient", "flipped"))
-                dinput = f"dinput:{unit.conv}"
-                stages.append(Stage("conv_planes_backward", unit, (*arrays, *planes)))
-                stages.append(Stage("conv_channels_backward", unit, (*arrays, *planes, dinput)))
-                stages.append(Stage("conv_spread_backward", unit, (*arrays, dinput)))
-            else:
-                stages.append(Stage("conv_backward", unit, arrays))
-            if unit.source == "concat":
-                level = int(unit.of)
-                below = self.below(level).conv
-                stages.append(Stage("up_backward", level, (f"dup:{level}", f"z:{below}", f"g:{below}")))
-            if unit.source == "pooled":
-                skip = self.skip(int(unit.of) - 1).conv
-                stages.append(
-                    Stage("pool_backward", int(unit.of) - 1, (f"dpooled:{unit.of}", f"z:{skip}", f"g:{skip}"))
-                )
-        return [*stages, Stage("gradients", None, ())]
-
-    def training_stages(self) -> list[Stage]:
-        """A training step."""
-        return self.forward_stages(training=True) + self.backward_stages()
-
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The network's parameters, in the order of ``net.parameters()``."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        k, c = self.up_kernel, self.widths
-        for unit in self.units.values():
-            if unit.source == "concat":
-                level = int(unit.of)
-                shapes[f"up{level}.up.weight"] = (k, k, c[level], c[level - 1])
-                shapes[f"up{level}.up.bias"] = (c[level - 1],)
-            shapes[f"{unit.conv}.weight"] = (3, 3, unit.c_in, unit.c_out)
-            if self.conv_bias:
-                shapes[f"{unit.conv}.bias"] = (unit.c_out,)
-            shapes[f"{unit.norm}.gamma"] = shapes[f"{unit.norm}.beta"] = (unit.c_out,)
-        k = self.head_kernel
-        shapes["head.weight"] = (k, k, c[0], self.out_channels)
-        shapes["head.bias"] = (self.out_channels,)
-        return shapes
-
-    def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The running statistics, by name."""
-        units = self.units.values()
-        return {f"{unit.norm}.{name}": (unit.c_out,) for unit in units for name in ("running_mean", "running_var")}
-
-
-#: The arrays, with a lifetime, that all processes need as a whole. The others are cut up by image, or by row.
-WHOLE = (
-    "images",
-    "logits",
-    "target",
-    "dlogits",
-    "input_planes",
-    "gradient_planes",
-    "flipped_planes",
-    "all_z",
-    "dinput",
-)
-
-Places = dict[str, tuple[int, tuple[int, ...], np.dtype]]  # offset, shape and dtype by name
+    kind: str  # a key of program.STAGES
+    what: Unit | Pool | Up | None
+    buffers: tuple[ImageBuffer, ...]
 
 
 class Memory(NamedTuple):
-    """Where the arrays of a training step, or of a prediction, lie.
+    """Where the image buffers of a training step, or of a prediction, lie.
 
     In memory that all processes share: :attr:`whole`, and :attr:`by_rows`, if the processes share out rows. If they
     share out images, each has those that are not whole for its own images in memory of its own: :attr:`by_images`.
@@ -270,101 +142,267 @@ class Memory(NamedTuple):
     by_images: Places
 
 
-class Layout(NamedTuple):
-    """All of it, with the bytes of shared memory, and of each process's own."""
+class Plan:
+    """Everything that follows from the network, the loss, the largest batch and the number of processes.
 
-    permanent: Places
-    training: Memory
-    inference: Memory
-    shared_bytes: int
-    own_bytes: int
+    ``config`` is :attr:`minunet.network.unet.UNet.config`; ``parameters`` and ``buffers`` are the shapes of the
+    network's arrays by name, ``eps`` those of its batch norms.
+    """
 
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        parameters: Mapping[str, Iterable[int]],
+        buffers: Mapping[str, Iterable[int]],
+        eps: Mapping[str, float],
+        loss: SegmentationLoss,
+        max_batch: int,
+        image_size: tuple[int, int],
+        processes: int,
+    ) -> None:
+        self.dtype, self.loss, self.eps = np.dtype(config["dtype"]), loss, eps
+        self.in_channels, self.out_channels = config["in_channels"], config["out_channels"]
+        self.dropout, self.up_kernel, self.head_kernel = config["dropout"], config["up_kernel"], config["head_kernel"]
+        self.max_batch, (self.height, self.width), self.processes = max_batch, image_size, processes
+        self.parameters = {name: tuple(shape) for name, shape in parameters.items()}
+        self.images, self.logits, self.target, self.dlogits = (
+            ImageBuffer((self.height, self.width, channels), self.dtype, whole=True)
+            for channels in (self.in_channels, *3 * (self.out_channels,))
+        )
+        self.units: list[Unit] = []
+        self.pools: list[Pool] = []  # from the top
+        self.ups: list[Up] = []  # from the bottom
+        for part in topology(self.in_channels, self.out_channels, config["widths"]):
+            self._add(part)
+        self._place_permanent({name: tuple(shape) for name, shape in buffers.items()})
+        self.training_memory = self._memory(self.training_stages())
+        self.inference_memory = self._memory(self.forward_stages())
 
-def layout(description: Description, processes: int) -> Layout:
-    """Where everything lies, for so many processes."""
-    dtype, total = description.dtype, 0
-    permanent: Places = {}
+    # --- The units and levels --------------------------------------------------------------------------------------
 
-    def place(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        nonlocal total
-        permanent[name] = (total, shape, dtype)
-        total += aligned(prod(shape) * dtype.itemsize)
+    def _add(self, part: Part) -> None:
+        """Add what there is of a part of the U: two units, and how they are joined to the others."""
+        if part.kind == "head":
+            return
+        source: Pool | Up | None = self.pools[-1] if self.pools else None
+        channels = part.in_channels
+        if part.kind == "up":
+            source, channels = self._up(part), 2 * part.out_channels
+            self.ups.append(source)
+        first = self._unit(part, 1, channels, source)
+        second = self._unit(part, 2, part.out_channels, first)
+        self.units += [first, second]
+        if part.kind == "down":
+            self.pools.append(self._pool(second))
 
-    parameters = description.parameter_shapes()
-    for name, shape in (parameters | description.buffer_shapes()).items():
+    def _size(self, part: Part) -> tuple[int, int]:
+        """Height and width at the level of a part."""
+        return self.height >> (part.level - 1), self.width >> (part.level - 1)
+
+    def _unit(self, part: Part, number: int, c_in: int, source: Unit | Pool | Up | None) -> Unit:
+        (height, width), c_out, norm = self._size(part), part.out_channels, f"{part.name}.norm{number}"
+        tiles_of_image = -(-height // 4) * -(-width // 4)
+        method = convolution_method(c_in, c_out, self.max_batch * tiles_of_image)
+        filters_shape = rows.filters_shape if method == "rows" else tiles.filters_shape
+
+        def image(channels: int, whole: bool = False) -> ImageBuffer:
+            return ImageBuffer((height, width, channels), self.dtype, whole)
+
+        def planes(channels: int) -> Planes:
+            return Planes((tiles_of_image, channels), self.dtype, whole=True)
+
+        return Unit(
+            conv=f"{part.name}.conv{number}",
+            norm=norm,
+            eps=self.eps[norm],
+            height=height,
+            width=width,
+            c_in=c_in,
+            c_out=c_out,
+            source=source,
+            method=method,
+            z=image(c_out),
+            g=image(c_out),
+            sums=Buffer((2, self.processes, 2, c_out), np.dtype(np.float64)),
+            filters=Buffer(filters_shape(c_in, c_out), self.dtype),
+            flipped=Buffer(filters_shape(c_out, c_in), self.dtype),
+            input_planes=planes(c_in),
+            gradient_planes=planes(c_out),
+            flipped_planes=planes(c_out),
+            all_z=image(c_out, whole=True),
+            dinput=image(c_in, whole=True),
+        )
+
+    def _pool(self, skip: Unit) -> Pool:
+        shape = skip.height // 2, skip.width // 2, skip.c_out
+        pooled, dpooled = (ImageBuffer(shape, self.dtype) for _ in range(2))
+        return Pool(skip, pooled, dpooled, ImageBuffer(shape, np.dtype(bool)))
+
+    def _up(self, part: Part) -> Up:
+        below, skip = self.units[-1], self.pools[part.level - 1].skip
+        (height, width), channels = self._size(part), part.out_channels
+        stacks = Buffer((taps.count(self.up_kernel), below.c_out, channels), self.dtype)
+        up, dup = (ImageBuffer((height, width, channels), self.dtype) for _ in range(2))
+        kept = ImageBuffer((height, width, 2 * channels), np.dtype(bool))
+        return Up(f"{part.name}.up", below, skip, channels, stacks, up, dup, kept)
+
+    # --- The stages ------------------------------------------------------------------------------------------------
+
+    def _kept(self, mask: ImageBuffer, training: bool = True) -> tuple[ImageBuffer, ...]:
+        """The dropout mask, if there is one."""
+        return (mask,) if training and self.dropout else ()
+
+    def source_buffers(self, unit: Unit, training: bool) -> tuple[ImageBuffer, ...]:
+        """What the convolution of ``unit`` reads."""
+        match unit.source:
+            case Unit() as other:
+                return (other.z,)
+            case Pool() as pool:
+                return (pool.pooled,)
+            case Up() as up:
+                return (up.up, up.skip.z, *self._kept(up.kept, training))
+        return (self.images,)
+
+    def target_buffers(self, unit: Unit) -> tuple[ImageBuffer, ...]:
+        """What the backward pass of ``unit`` writes, and reads in order to write it."""
+        match unit.source:
+            case Unit() as other:
+                return (other.g, other.z)
+            case Pool() as pool:
+                return (pool.dpooled, *self._kept(pool.kept))
+            case Up() as up:
+                return (up.dup, up.skip.g, *self._kept(up.kept))
+        return ()
+
+    def forward_stages(self, training: bool = False) -> list[Stage]:
+        """From the images to the logits."""
+        stages = [Stage("filters", None, ())]
+        if training and self.dropout:
+            dropped: list[Pool | Up] = [*self.pools, *self.ups]
+            masks = tuple(each.kept for each in dropped)
+            stages = [Stage("filters_and_masks", None, masks)]
+        for unit in self.units:
+            match unit.source:
+                case Pool() as pool:
+                    stages.append(Stage("pool", pool, (pool.skip.z, pool.pooled, *self._kept(pool.kept, training))))
+                case Up() as up:
+                    stages.append(Stage("up", up, (up.below.z, up.up)))
+            source = self.source_buffers(unit, training)
+            if unit.method == "channels":
+                stages.append(Stage("conv_planes", unit, (*source, unit.input_planes)))
+                stages.append(Stage("conv_channels", unit, (unit.input_planes, unit.all_z)))
+                stages.append(Stage("conv_collect", unit, (unit.all_z, unit.z)))
+            else:
+                stages.append(Stage("conv", unit, (*source, unit.z)))
+        return [*stages, Stage("head", None, (self.units[-1].z, self.logits))]
+
+    def backward_stages(self) -> list[Stage]:
+        """From the logits to the gradients: the mirror image."""
+        last = self.units[-1]
+        stages = [
+            Stage("loss_sums", None, (self.logits, self.target, self.dlogits)),
+            Stage("loss_gradient", None, (self.target, self.dlogits)),
+            Stage("head_backward", None, (self.dlogits, last.z, last.g)),
+        ]
+        for unit in reversed(self.units):
+            buffers = (unit.g, unit.z, *self.source_buffers(unit, training=True), *self.target_buffers(unit))
+            if unit.method == "channels":
+                planes = (unit.input_planes, unit.gradient_planes, unit.flipped_planes)
+                stages.append(Stage("conv_planes_backward", unit, (*buffers, *planes)))
+                stages.append(Stage("conv_channels_backward", unit, (*buffers, *planes, unit.dinput)))
+                stages.append(Stage("conv_spread_backward", unit, (*buffers, unit.dinput)))
+            else:
+                stages.append(Stage("conv_backward", unit, buffers))
+            match unit.source:
+                case Up() as up:
+                    stages.append(Stage("up_backward", up, (up.dup, up.below.z, up.below.g)))
+                case Pool() as pool:
+                    stages.append(Stage("pool_backward", pool, (pool.dpooled, pool.skip.z, pool.skip.g)))
+        return [*stages, Stage("gradients", None, ())]
+
+    def training_stages(self) -> list[Stage]:
+        """A training step."""
+        return self.forward_stages(training=True) + self.backward_stages()
+
+    def adds_up(self, parameter: str) -> bool:
+        """Whether the gradient of ``parameter`` is a sum over pixels, of which each process has a part."""
+        name, _, kind = parameter.rpartition(".")
+        of_unit = next((unit for unit in self.units if unit.conv == name), None)
+        if of_unit is not None:
+            return kind == "weight" and of_unit.method != "channels"
+        return name == "head" or name.endswith(".up")
+
+    # --- The memory ------------------------------------------------------------------------------------------------
+
+    def _place_permanent(self, buffers: dict[str, tuple[int, ...]]) -> None:
+        """Places for what lasts from the first step to the last, in memory that all processes share."""
+        self.permanent: Places = {}
+        self.shared_bytes = self.own_bytes = 0
+
+        def place(buffer: Buffer) -> Buffer:
+            self.permanent[buffer] = Place(self.shared_bytes, buffer.shape, buffer.dtype)
+            self.shared_bytes += aligned(prod(buffer.shape) * buffer.dtype.itemsize)
+            return buffer
+
+        def place_all(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Buffer]:
+            return {name: place(Buffer(shape, self.dtype)) for name, shape in shapes.items()}
+
         # Those of the network that is trained, and those of one that predicts: it may be another, such as an average.
-        place(f"net:{name}", shape, dtype)
-        place(f"predictor:{name}", shape, dtype)
-    for unit in description.units.values():
-        # Sums over the pixels, a slot for each process: of z and z^2 forward, of g and g z backward.
-        place(f"sums:{unit.conv}", (2, processes, 2, unit.c_out), np.dtype(np.float64))
-        if unit.method != "channels":
-            filters = (rows if unit.method == "rows" else tiles).filters_shape
-            place(f"filters:{unit.conv}", filters(unit.c_in, unit.c_out), dtype)
-            # Those of the backward pass take the place of those of the forward pass.
-            permanent[f"flipped:{unit.conv}"] = (
-                permanent[f"filters:{unit.conv}"][0],
-                filters(unit.c_out, unit.c_in),
-                dtype,
-            )
-    for level, c_out in enumerate(description.widths[:-1], start=1):
-        shape = (taps.count(description.up_kernel), description.widths[level], c_out)
-        place(f"taps:{level}", shape, dtype)
-    # The batch that is prepared, from slices, which have three channels. It lasts until the next one.
-    pixels = (description.max_batch, description.height, description.width)
-    for name, channels, of in (
-        ("images", 3, np.uint8),
-        ("masks", 1, np.uint8),
-        ("x", 3, "float32"),
-        ("target", 1, "float32"),
-    ):
-        place(f"batch:{name}", (*pixels, channels), np.dtype(of))
-    place("loss:", (processes, description.max_batch, 4), np.dtype(np.float64))
-    for name, shape in parameters.items():
-        place(f"grad:{name}", shape, dtype)
+        self.net, self.predictor = (place_all(self.parameters | buffers) for _ in range(2))
+        for unit in self.units:
+            place(unit.sums)
+            if unit.method != "channels":
+                place(unit.filters)
+                self.permanent[unit.flipped] = self.permanent[unit.filters]._replace(shape=unit.flipped.shape)
+        for up in self.ups:
+            place(up.taps)
+        # The batch that is prepared, from slices, which have three channels. It lasts until the next one.
+        pixels = (self.max_batch, self.height, self.width)
+        kinds = ((3, np.uint8), (1, np.uint8), (3, np.float32), (1, np.float32))
+        self.batch = [place(Buffer((*pixels, channels), np.dtype(of))) for channels, of in kinds]
+        self.loss_sums = place(Buffer((self.processes, self.max_batch, 4), np.dtype(np.float64)))
         # Of the optimiser. Memory that nobody touches, as in a prediction, is never given.
-        place(f"first_moment:{name}", shape, dtype)
-        place(f"second_moment:{name}", shape, dtype)
-    place("squares:", (count_of_blocks(parameters.values()),), np.dtype(np.float64))
-    for process in range(1, processes):
-        for name, shape in parameters.items():
-            if adds_up(description, name):
-                place(f"grad{process}:{name}", shape, dtype)
+        self.grads, self.first_moment, self.second_moment = (place_all(self.parameters) for _ in range(3))
+        self.squares = place(Buffer((count_of_blocks(self.parameters.values()),), np.dtype(np.float64)))
+        sums = {name: shape for name, shape in self.parameters.items() if self.adds_up(name)}
+        #: By process: where it leaves its part of the gradients that are sums over pixels.
+        self.partial_grads = [self.grads, *(place_all(sums) for _ in range(1, self.processes))]
+        self._permanent_bytes = self.shared_bytes
 
-    memories, shared_bytes, own_bytes = [], total, 0
-    for stages in (description.training_stages(), description.forward_stages(training=False)):
-        whole, end = _packed(description, stages, description.max_batch, total, whole=True)
-        by_rows, rows_end = _packed(description, stages, description.max_batch, end, whole=False)
-        by_images, own_end = _packed(description, stages, -(-description.max_batch // processes), 0, whole=False)
-        memories.append(Memory(whole, by_rows if processes > 1 else {}, by_images))
-        shared_bytes = max(shared_bytes, rows_end if processes > 1 else end)
-        own_bytes = max(own_bytes, own_end)
-    return Layout(permanent, memories[0], memories[1], shared_bytes, own_bytes)
+    def _memory(self, stages: list[Stage]) -> Memory:
+        """Places for the image buffers of ``stages``."""
+        whole, end = self._packed(stages, self.max_batch, self._permanent_bytes, whole=True)
+        by_rows, rows_end = self._packed(stages, self.max_batch, end, whole=False)
+        by_images, own_end = self._packed(stages, -(-self.max_batch // self.processes), 0, whole=False)
+        self.shared_bytes = max(self.shared_bytes, rows_end if self.processes > 1 else end)
+        self.own_bytes = max(self.own_bytes, own_end)
+        return Memory(whole, by_rows if self.processes > 1 else {}, by_images)
 
-
-def _packed(
-    description: Description, stages: list[Stage], images: int, start: int, *, whole: bool
-) -> tuple[Places, int]:
-    """The places of the arrays that live during ``stages``, from offset ``start`` on, and where they end."""
-    lifetimes: dict[str, tuple[int, int, int]] = {}
-    for number, stage in enumerate(stages):
-        for array in stage.arrays:
-            if (array.partition(":")[0] in WHOLE) == whole:
-                shape, dtype = description.shape(array, images)
-                first = lifetimes[array][1] if array in lifetimes else number
-                # Images and target are there before the first stage, the logits behind the last one.
-                first = 0 if array in ("images:", "target:") else first
-                last = len(stages) if array == "logits:" else number
-                lifetimes[array] = (prod(shape) * dtype.itemsize, first, last)
-    offsets, nbytes = pack(lifetimes)
-    return {
-        array: (start + offset, *description.shape(array, images)) for array, offset in offsets.items()
-    }, start + nbytes
+    def _packed(self, stages: list[Stage], images: int, start: int, *, whole: bool) -> tuple[Places, int]:
+        """The places of the buffers that live during ``stages``, from offset ``start`` on, and where they end."""
+        lifetimes: dict[ImageBuffer, Lifetime] = {}
+        for number, stage in enumerate(stages):
+            for buffer in stage.buffers:
+                if buffer.whole == whole:
+                    first = lifetimes[buffer].first if buffer in lifetimes else number
+                    # Images and target are there before the first stage, the logits behind the last one.
+                    first = 0 if buffer in (self.images, self.target) else first
+                    last = len(stages) if buffer is self.logits else number
+                    lifetimes[buffer] = Lifetime(prod(buffer.for_images(images)) * buffer.dtype.itemsize, first, last)
+        offsets, nbytes = pack(lifetimes)
+        places: Places = {
+            buffer: Place(start + offset, buffer.for_images(images), buffer.dtype) for buffer, offset in offsets.items()
+        }
+        return places, start + nbytes
 
 
-def adds_up(description: Description, parameter: str) -> bool:
-    """Whether the gradient of ``parameter`` is a sum over pixels, of which each process has a part."""
-    name, _, kind = parameter.rpartition(".")
-    if name in description.units:
-        return kind == "weight" and description.units[name].method != "channels"
-    return name == "head" or name.endswith(".up")
+def convolution_method(c_in: int, c_out: int, most_tiles: int) -> Literal["rows", "tiles", "channels"]:
+    """How a convolution is done whose largest batch has so many tiles of 4 x 4 pixels.
+
+    "rows", "tiles", or "channels": by tiles, but the processes share out channels. The latter where the transformed
+    filters take more memory than the transformed images.
+    """
+    fewest = min(c_in, c_out)
+    if fewest < TILE_CHANNELS:
+        return "rows"
+    return "channels" if most_tiles <= fewest else "tiles"

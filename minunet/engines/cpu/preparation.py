@@ -17,18 +17,17 @@ from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.chunks import share
 from minunet.engines.cpu.member import Member
-from minunet.network.layers import Arrays
 
 
 class Preparation:
-    """One process's share of preparing a batch. ``shared`` are the arrays of all processes.
+    """One process's share of preparing a batch. ``arrays``, which all processes share: images, masks, x and target.
 
     ``slices`` are those of the batch, as if each had a patient of its own; ``x`` and ``target`` what becomes of them.
     """
 
-    def __init__(self, shared: Arrays, member: Member) -> None:
+    def __init__(self, arrays: list[np.ndarray], member: Member) -> None:
         self.member = member
-        images, masks, self.x, self.target = (shared[f"batch:{name}"] for name in ("images", "masks", "x", "target"))
+        images, masks, self.x, self.target = arrays
         numbers = range(len(images))
         names = tuple(map(str, numbers))
         self.slices = SliceSet(images=images, masks=masks, patients=names, numbers=tuple(numbers), files=names)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, Protocol
 
@@ -9,13 +10,14 @@ import numpy as np
 
 from minunet.base import rng
 from minunet.engines.cpu import channels, convolution, filters, head, loss, resample
-from minunet.engines.cpu.adamw import Update
+from minunet.engines.cpu.adamw import Parameters, Update
 from minunet.engines.cpu.buffers import ALIGNMENT, Scratch
 from minunet.engines.cpu.member import Member
 from minunet.engines.cpu.norm import Norm
-from minunet.engines.cpu.plan import Description, Stage, layout
+from minunet.engines.cpu.plan import Buffer, Plan, Stage, Unit
 from minunet.engines.cpu.preparation import Preparation
 from minunet.engines.cpu.work import Work
+from minunet.network.layers import Arrays
 from minunet.network.loss import SegmentationLoss
 
 
@@ -25,27 +27,26 @@ class Runnable(Protocol):
     def run(self) -> None: ...
 
 
-UNIT_STAGES: dict[str, Any] = {
-    "conv": convolution.ConvForward,
-    "conv_backward": convolution.ConvBackward,
-    "conv_planes": channels.Planes,
-    "conv_channels": channels.ChannelsForward,
-    "conv_collect": channels.Collect,
-    "conv_planes_backward": channels.PlanesBackward,
-    "conv_channels_backward": channels.ChannelsBackward,
-    "conv_spread_backward": channels.SpreadBackward,
-    "pool": resample.PoolForward,
-    "pool_backward": resample.PoolBackward,
-    "up": resample.UpForward,
-    "up_backward": resample.UpBackward,
-}
-NETWORK_STAGES: dict[str, Any] = {
+#: By the kinds of the plan's stages: what is made of a stage's unit or level, if it has one, and the work.
+STAGES: dict[str, Callable[..., Runnable]] = {
     "filters": filters.Filters,
     "filters_and_masks": filters.FiltersAndMasks,
+    "conv": convolution.ConvForward,
+    "conv_planes": channels.IntoPlanes,
+    "conv_channels": channels.ChannelsForward,
+    "conv_collect": channels.Collect,
+    "pool": resample.PoolForward,
+    "up": resample.UpForward,
     "head": head.HeadForward,
     "loss_sums": loss.LossSums,
     "loss_gradient": loss.LossGradient,
     "head_backward": head.HeadBackward,
+    "conv_backward": convolution.ConvBackward,
+    "conv_planes_backward": channels.PlanesBackward,
+    "conv_channels_backward": channels.ChannelsBackward,
+    "conv_spread_backward": channels.SpreadBackward,
+    "up_backward": resample.UpBackward,
+    "pool_backward": resample.PoolBackward,
     "gradients": filters.Gradients,
 }
 
@@ -53,16 +54,14 @@ NETWORK_STAGES: dict[str, Any] = {
 class Steps:
     """The stages of a training step, or of a prediction, with the processes sharing out images or rows."""
 
-    def __init__(self, work: Work, plan: list[Stage]) -> None:
-        self.work, self.stages = work, []
+    def __init__(self, work: Work, stages: list[Stage]) -> None:
+        self.work = work
+        self.stages: list[tuple[Stage, Runnable]] = []
         self.masks: filters.FiltersAndMasks | None = None
         self.loss: loss.LossGradient | None = None
-        for stage in plan:
+        for stage in stages:
             work.scratch.reset()
-            kind = stage.kind
-            made: Runnable = (
-                NETWORK_STAGES[kind](work) if kind in NETWORK_STAGES else UNIT_STAGES[kind](stage.what, work)
-            )
+            made = STAGES[stage.kind](work) if stage.what is None else STAGES[stage.kind](stage.what, work)
             self.stages.append((stage, made))
             if isinstance(made, filters.FiltersAndMasks):
                 self.masks = made
@@ -76,9 +75,8 @@ class Steps:
         for stage, made in self.stages[first:]:
             made.run()
             work.member.barrier()
-            if work.training and stage.kind in ("conv", "conv_collect"):
-                unit = stage.what
-                work.norms[unit.conv].from_batch(batch * unit.height * unit.width)
+            if work.training and stage.kind in ("conv", "conv_collect") and isinstance(stage.what, Unit):
+                work.norms[stage.what].from_batch(batch * stage.what.height * stage.what.width)
 
 
 class Program:
@@ -88,47 +86,46 @@ class Program:
     ones. So rows are shared out only where images would leave processes idle.
     """
 
-    def __init__(self, description: Description, member: Member) -> None:
-        self.description, self.member = description, member
-        places = layout(description, member.size)
-        self.shared = {name: member.array(*place) for name, place in places.permanent.items()}
-        predictor = {f"net:{name[10:]}": array for name, array in self.shared.items() if name.startswith("predictor:")}
-        shared = {True: self.shared, False: self.shared | predictor}  # by training
-        self.norms = {
-            training: {
-                unit.conv: Norm(
-                    arrays[f"sums:{unit.conv}"], norm_arrays(arrays, unit), description.eps, description.dtype
-                )
-                for unit in description.units.values()
-            }
-            for training, arrays in shared.items()
-        }
+    def __init__(self, plan: Plan, member: Member) -> None:
+        self.plan, self.member = plan, member
+        self.shared = {buffer: member.array(*place) for buffer, place in plan.permanent.items()}
         self._begun = False
-        self.update = Update(self.shared, description.parameter_shapes(), member)
-        self.preparation = Preparation(self.shared, member)
-        own = own_memory(places.own_bytes)
-        plans = {True: description.training_stages(), False: description.forward_stages(training=False)}
+        self.net, self.predictor, self.grads = map(self.named, (plan.net, plan.predictor, plan.grads))
+        moments = self.named(plan.first_moment), self.named(plan.second_moment)
+        self.parameters = Parameters({name: self.net[name] for name in plan.parameters}, self.grads, *moments)
+        self.update = Update(self.parameters, self.shared[plan.squares], member)
+        self.preparation = Preparation([self.shared[buffer] for buffer in plan.batch], member)
+        self.norms: dict[bool, dict[Unit, Norm]] = {}  # by training
+        own = own_memory(plan.own_bytes)
         scratch = Scratch()
         for _ in ("measure", "build"):
             self.steps: dict[tuple[bool, bool], Steps] = {}  # by (training, by images)
-            for training, memory in ((True, places.training), (False, places.inference)):
-                whole = shared[training] | {name: member.array(*place) for name, place in memory.whole.items()}
-                by_images = {name: _view(own, *place) for name, place in memory.by_images.items()}
-                by_rows = {name: member.array(*place) for name, place in memory.by_rows.items()}
+            for training, weights, memory, stages in (
+                (True, self.net, plan.training_memory, plan.training_stages()),
+                (False, self.predictor, plan.inference_memory, plan.forward_stages()),
+            ):
+                self.norms[training] = norms = {unit: self._norm(unit, weights) for unit in plan.units}
+                whole = self.shared | {buffer: member.array(*place) for buffer, place in memory.whole.items()}
+                by_images = {buffer: _view(own, *place) for buffer, place in memory.by_images.items()}
+                by_rows = {buffer: member.array(*place) for buffer, place in memory.by_rows.items()}
                 for images, arrays in ((True, by_images), (False, by_rows)):
                     if images or member.size > 1:
-                        work = Work(
-                            description,
-                            member,
-                            whole | arrays,
-                            self.norms[training],
-                            scratch,
-                            training=training,
-                            by_images=images,
-                        )
-                        self.steps[training, images] = Steps(work, plans[training])
+                        options = {"training": training, "by_images": images}
+                        work = Work(plan, member, whole | arrays, weights, norms, scratch, **options)
+                        self.steps[training, images] = Steps(work, stages)
             if scratch.measuring:
                 scratch.allocate()
+
+    def _norm(self, unit: Unit, weights: Arrays) -> Norm:
+        """The batch norm of ``unit``; it reads the bias of the convolution in front of it, too."""
+        arrays = {name: weights[f"{unit.norm}.{name}"] for name in ("gamma", "beta", "running_mean", "running_var")}
+        if f"{unit.conv}.bias" in weights:
+            arrays["bias"] = weights[f"{unit.conv}.bias"]
+        return Norm(self.shared[unit.sums], arrays, unit.eps, self.plan.dtype)
+
+    def named(self, buffers: Mapping[str, Buffer]) -> Arrays:
+        """The arrays of permanent buffers, by the buffers' names."""
+        return {name: self.shared[buffer] for name, buffer in buffers.items()}
 
     def run(self, command: list[Any]) -> None:
         """A command.
@@ -184,21 +181,12 @@ def _view(memory: np.ndarray, offset: int, shape: tuple[int, ...], dtype: np.dty
     return memory[offset : offset + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
-def norm_arrays(arrays: dict[str, np.ndarray], unit: Any) -> dict[str, np.ndarray]:
-    """What the batch norm of ``unit`` reads of the network, the bias of the convolution in front of it included."""
-    found = {name: arrays[f"net:{unit.norm}.{name}"] for name in ("gamma", "beta", "running_mean", "running_var")}
-    bias = arrays.get(f"net:{unit.conv}.bias")
-    return found if bias is None else found | {"bias": bias}
+def plan_of(arguments: Mapping[str, Any], processes: int) -> Plan:
+    """The plan for what :func:`build` is given."""
+    loss, (height, width) = SegmentationLoss(**arguments["loss"]), arguments["image_size"]
+    return Plan(**{**arguments, "loss": loss, "image_size": (height, width)}, processes=processes)
 
 
-def build(
-    member: Member,
-    config: dict[str, Any],
-    eps: float,
-    loss: dict[str, Any],
-    max_batch: int,
-    image_size: list[int],
-) -> Program:
-    """What a team's processes build."""
-    height, width = image_size
-    return Program(Description(config, eps, SegmentationLoss(**loss), max_batch, (height, width)), member)
+def build(member: Member, **arguments: Any) -> Program:
+    """What a team's processes build, from the arguments of :class:`minunet.engines.cpu.plan.Plan` as JSON has them."""
+    return Program(plan_of(arguments, member.size), member)

@@ -14,6 +14,7 @@ from minunet.engines.cpu import taps
 from minunet.engines.cpu.bands import Band, as_pixels, carve, copy_pixels, rows_of
 from minunet.engines.cpu.chunks import SMALL, Chunk
 from minunet.engines.cpu.norm import ChannelRow, ChannelSums, with_row
+from minunet.engines.cpu.plan import Pool, Up
 from minunet.engines.cpu.work import Work
 
 POOL_BUDGET = 300_000  # bytes of the rows of the skip that are pooled at a time
@@ -24,17 +25,17 @@ TURNED = 64  # channels of the weight that are laid out anew at a time, so that 
 class PoolForward:
     """pooled <- the largest of each 2 x 2 values of the activation, times the dropout mask."""
 
-    def __init__(self, level: int, work: Work) -> None:
-        self.work, unit = work, work.description.skip(level)
+    def __init__(self, pool: Pool, work: Work) -> None:
+        self.work, unit = work, pool.skip
         self.width, self.channels = unit.width, unit.c_out
         row = 2 * unit.width * unit.c_out
         self.pieces = work.cut(unit.height // 2, 1, row * work.dtype.itemsize, POOL_BUDGET)
         rows = self.pieces.images * self.pieces.rows
-        self.z, self.relu = work.arrays[f"z:{unit.conv}"], work.relu(unit)
+        self.z, self.relu = work.arrays[unit.z], work.relu(unit)
         self.slope = ChannelRow(unit.width // 2, unit.c_out, work.scratch, work.dtype)
-        self.norm = work.norms[unit.conv]
-        self.pooled = work.arrays[f"pooled:{level + 1}"]
-        self.kept = work.arrays[f"kept_pooled:{level + 1}"] if work.dropout else None
+        self.norm = work.norms[unit]
+        self.pooled = work.arrays[pool.pooled]
+        self.kept = work.arrays[pool.kept] if work.dropout else None
         self.values, self.of_pairs = work.take(rows * row), work.take(rows * row // 2)
 
     def run(self) -> None:
@@ -63,14 +64,14 @@ class PoolBackward:
     upper one unless the lower is larger. Each loser gets what the winner leaves of the gradient, which is nothing.
     """
 
-    def __init__(self, level: int, work: Work) -> None:
-        self.work, unit = work, work.description.skip(level)
+    def __init__(self, pool: Pool, work: Work) -> None:
+        self.work, unit = work, pool.skip
         self.width, self.channels = unit.width, unit.c_out
         row = 2 * unit.width * unit.c_out
         self.pieces = work.cut(unit.height // 2, 1, row * work.dtype.itemsize, POOL_BUDGET)
         rows = self.pieces.images * self.pieces.rows
-        self.z, self.g, self.relu = work.arrays[f"z:{unit.conv}"], work.arrays[f"g:{unit.conv}"], work.relu(unit)
-        self.dpooled = work.arrays[f"dpooled:{level + 1}"]
+        self.z, self.g, self.relu = work.arrays[unit.z], work.arrays[unit.g], work.relu(unit)
+        self.dpooled = work.arrays[pool.dpooled]
         self.values, self.spread = work.take(rows * row), work.take(rows * row)
         self.of_pairs, self.of_rows = work.take(rows * row // 2), work.take(rows * row // 2)
         self.flags = work.take(rows * row, dtype=np.dtype(bool))
@@ -121,10 +122,10 @@ class UpForward:
     which takes both to their place.
     """
 
-    def __init__(self, level: int, work: Work) -> None:
-        self.work, self.below = work, work.description.below(level)
+    def __init__(self, up: Up, work: Work) -> None:
+        self.work, self.below = work, up.below
         height, width, c_in = self.below.height, self.below.width, self.below.c_out
-        self.kernel, c_out = work.description.up_kernel, work.description.widths[level - 1]
+        self.kernel, c_out = work.plan.up_kernel, up.channels
         pixels = len(taps.neighbours(self.kernel))
         row = width * ((1 + pixels) * c_in + 4 * c_out) * work.dtype.itemsize
         self.pieces = work.cut(height, 1, row, up_budget(c_in, self.kernel**2, c_out, work))
@@ -136,14 +137,14 @@ class UpForward:
         outputs = self.outputs.reshape(2, -1, 2, c_out)
         self.products = [
             product(side_by_side[:, -len(stack) :], stack, outputs[row, :, column])
-            for (row, column), stack in taps.by_output(self.kernel, work.arrays[f"taps:{level}"]).items()
+            for (row, column), stack in taps.by_output(self.kernel, work.arrays[up.taps]).items()
         ]
         self.places = []  # the band's pixels as one item each, and where they go
         for number, (above, left) in enumerate(taps.neighbours(self.kernel)):
             values = self.band.values[:, 1 - above : 1 - above + rows, : width - left]
             self.places.append((as_pixels(values), as_pixels(self.pixels[:, :, left:, number])))
-        self.bias, self.row = work.arrays[f"net:up{level}.up.bias"], work.take(2 * width * c_out)
-        self.up = work.arrays[f"up:{level}"]
+        self.bias, self.row = work.weights[f"{up.conv}.bias"], work.take(2 * width * c_out)
+        self.up = work.arrays[up.up]
 
     def run(self) -> None:
         self.band.prepare()
@@ -165,17 +166,17 @@ class UpForward:
 class UpBackward:
     """dweight and dbias, and the gradient of the activation below."""
 
-    def __init__(self, level: int, work: Work) -> None:
-        self.work, self.below = work, work.description.below(level)
-        self.kernel, self.level = work.description.up_kernel, level
+    def __init__(self, up: Up, work: Work) -> None:
+        self.work, self.below = work, up.below
+        self.kernel, self.conv = work.plan.up_kernel, up.conv
         height, width, c_in = self.below.height, self.below.width, self.below.c_out
-        self.c_out, count = work.description.widths[level - 1], self.kernel**2
+        self.c_out, count = up.channels, self.kernel**2
         row = (width + 1) * (2 * c_in + (count + 4) * self.c_out) * work.dtype.itemsize
         budget = up_budget(c_in, count, self.c_out, work)
         self.pieces = work.cut(height, 1, row, budget)
         images, rows = self.pieces.images, self.pieces.rows
         pixels = images * rows * width
-        self.dup = work.arrays[f"dup:{level}"]
+        self.dup = work.arrays[up.dup]
         # What tap 2 of the last row and column meets lies outside the image, and is zero.
         self.padded = work.take(images, 2 * rows + 1, 2 * width + 1, self.c_out)
         self.patches = work.take(images, rows, width, count, self.c_out)
@@ -183,7 +184,7 @@ class UpBackward:
         shape = (images, rows, width, self.kernel, self.kernel * self.c_out)
         self.windows = as_strided(self.padded, shape, (image, 2 * row, 2 * pixel, row, item))
         self.dx, self.values = work.take(pixels * c_in), work.take(pixels * c_in)
-        self.z, self.relu = work.arrays[f"z:{self.below.conv}"], work.relu(self.below)
+        self.z, self.relu = work.arrays[self.below.z], work.relu(self.below)
         self.weight_t = work.take(count, self.c_out, c_in)
         self.together = _divisor(width, SMALL // (count * self.c_out * c_in))  # pixels in a product; 0: all
         # The gradients of so many taps are taken at a time: of all in a row, if they fit the cache.
@@ -194,7 +195,7 @@ class UpBackward:
 
     def run(self) -> None:
         k, c_in, c_out = self.kernel, self.below.c_out, self.c_out
-        weight = self.work.arrays[f"net:up{self.level}.up.weight"].reshape(k * k, c_in, c_out)
+        weight = self.work.weights[f"{self.conv}.weight"].reshape(k * k, c_in, c_out)
         for first in range(0, c_in, TURNED):
             block = slice(first, first + TURNED)
             self.weight_t[:, :, block] = weight[:, block].swapaxes(1, 2)
@@ -202,7 +203,7 @@ class UpBackward:
         self.relu.prepare()
         self.target.prepare()
         self.padded.fill(0)
-        dweight = self.work.partial_gradient(f"up{self.level}.up.weight").reshape(k * k, c_in, c_out)
+        dweight = self.work.partial_gradient(f"{self.conv}.weight").reshape(k * k, c_in, c_out)
         dweight.fill(0)
         dbias = np.zeros(c_out)
         for chunk in self.work.chunks(self.pieces):
@@ -222,9 +223,9 @@ class UpBackward:
                 np.add(dweight[some], self.part, out=dweight[some])
             self.target(chunk, dx, values)
         self.target.finish()
-        slope = self.work.norms[self.below.conv].input_slope.astype(self.work.dtype)
+        slope = self.work.norms[self.below].input_slope.astype(self.work.dtype)
         dweight *= slope[:, None]
-        self.work.partial_gradient(f"up{self.level}.up.bias")[...] = dbias
+        self.work.partial_gradient(f"{self.conv}.bias")[...] = dbias
 
     def _patches(self, chunk: Chunk) -> np.ndarray:
         """For each pixel below, the gradients that its taps had a part in: (images, rows, W, K, K * C_out)."""

@@ -108,7 +108,7 @@ def test_the_fixed_problems_convolve_in_every_way():
     met = {}
     for name, (batch, size, options) in FIXED.items():
         with engine_for(problem(batch, size, **options)) as engine:
-            met[name] = {unit.method for unit in engine._description.units.values()}
+            met[name] = {unit.method for unit in engine._program.plan.units}
     assert met["rows"] == {"rows"}
     assert met["tiles"] == {"rows", "tiles"}  # the images have three channels
     assert met["channels"] == {"rows", "channels"}
@@ -210,8 +210,9 @@ def test_of_equal_values_the_first_gets_the_gradient_of_the_pool(dtype):
         engine.loss_and_grads(case.x, case.target, KEY)
         steps = engine._program.steps_for(True, 3)
         stages = {stage.kind: made for stage, made in steps.stages}
-        z, g = (steps.work.arrays[f"{kind}:down1.conv2"] for kind in "zg")
-        norm = steps.work.norms["down1.conv2"]
+        (planned,) = steps.work.plan.pools
+        z, g = steps.work.arrays[planned.skip.z], steps.work.arrays[planned.skip.g]
+        norm = steps.work.norms[planned.skip]
         norm.slope, norm.input_slope, norm.offset = np.full(5, 0.5), np.full(5, 0.5), np.full(5, 1.0)
         values = draw.integers(-3, 3, z.shape).astype(dtype)
         dpooled = draw.standard_normal((3, 4, 6, 5)).astype(dtype)
@@ -219,9 +220,9 @@ def test_of_equal_values_the_first_gets_the_gradient_of_the_pool(dtype):
         y, relu = ops.relu_forward(0.5 * (values + 1))
         pooled, pool = ops.max_pool2d_forward(y)
         stages["pool"].run()
-        assert np.array_equal(steps.work.arrays["pooled:2"], pooled)
+        assert np.array_equal(steps.work.arrays[planned.pooled], pooled)
         z[...], g[...] = values, 0  # their places may have been others' meanwhile
-        steps.work.arrays["dpooled:2"][...] = dpooled
+        steps.work.arrays[planned.dpooled][...] = dpooled
         stages["pool_backward"].run()
         assert np.array_equal(g, ops.relu_backward(ops.max_pool2d_backward(dpooled, pool), relu))
 

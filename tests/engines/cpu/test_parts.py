@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minunet import ops
 from minunet.engines.cpu import resample, rows, tiles
 from minunet.engines.cpu.adamw import BLOCK, BlockAdamW, BlockWeightEMA, blocks_of
-from minunet.engines.cpu.buffers import ALIGNMENT, Scratch, aligned, pack
+from minunet.engines.cpu.buffers import ALIGNMENT, Lifetime, Scratch, aligned, pack
 from minunet.engines.cpu.chunks import cut, share
 from minunet.engines.cpu.winograd import FILTER_TRANSFORM, INPUT_TRANSFORM, OUTPUT_TRANSFORM, matrices
 from minunet.training.optim import AdamW, WeightEMA
@@ -81,7 +81,7 @@ def test_the_calls_for_a_chunk_are_a_convolution_and_its_backward(method, images
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 6), st.integers(0, 6)), max_size=12))
 def test_arrays_that_live_at_one_time_never_share_memory(drawn):
-    lifetimes = {str(i): (nbytes, min(a, b), max(a, b)) for i, (nbytes, a, b) in enumerate(drawn)}
+    lifetimes = {str(i): Lifetime(nbytes, min(a, b), max(a, b)) for i, (nbytes, a, b) in enumerate(drawn)}
     offsets, total = pack(lifetimes)
     for stage in range(7):
         live = sorted(
