@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from minunet import engines
 from minunet.base.environment import environment
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder kaggle_3m; without it, synthetic patients")
     parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument("--engine", choices=engines.CHOICES, default="auto")
+    parser.add_argument("--engine", choices=get_args(engines.EngineChoice), default="auto")
     parser.add_argument("--images", type=int, help="images an epoch, to have it shorter")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]

@@ -11,6 +11,7 @@ are prepared as the checkpoint says that the training's were; those of one folde
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from minunet import engines
 from minunet.base import cli
@@ -18,6 +19,7 @@ from minunet.base.errors import UserError
 from minunet.data.images import find_volumes, read_image, shown
 from minunet.results.plots import display_image, overlay
 from minunet.results.prediction import Predictor, resize_probabilities, write_png
+from minunet.training.checkpoint import Weights
 
 
 def main(arguments: list[str]) -> None:
@@ -29,9 +31,7 @@ def main(arguments: list[str]) -> None:
         "--output", required=True, metavar="DIR", help="where the masks go; nothing there is overwritten"
     )
     parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="tumour is what is more probable (0.5)")
-    parser.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="averaged, or the last step's"
-    )
+    parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
     options = parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from minunet import UNet, engines
 from minunet.base import cli
-from minunet.base.backend import gpu_pool_bytes, to_device
+from minunet.base.backend import Device, gpu_pool_bytes, to_device
 from minunet.base.durable import json_text, write_text
 from minunet.base.environment import environment
 from minunet.base.errors import UserError
@@ -82,7 +82,7 @@ class Parts(NamedTuple):
     test: SliceSet
 
 
-def make_network(preset: Preset, seed: int, train: SliceSet, device: str) -> UNet:
+def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> UNet:
     """The network of the preset, on ``device``."""
     net = UNet(**preset.model, seed=seed)
     check_batches(net, train, preset.training)
@@ -92,12 +92,12 @@ def make_network(preset: Preset, seed: int, train: SliceSet, device: str) -> UNe
     return on_device
 
 
-def build(net: UNet, preset: Preset, device: str, options: argparse.Namespace) -> Engine:
+def build(net: UNet, preset: Preset, device: Device, options: argparse.Namespace) -> Engine:
     """The engine for ``net`` that the options ask for."""
     return engines.build(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
 
 
-def step_bytes(net: UNet, preset: Preset, device: str, options: argparse.Namespace) -> memory.StepBytes:
+def step_bytes(net: UNet, preset: Preset, device: Device, options: argparse.Namespace) -> memory.StepBytes:
     """How much memory a step of that engine needs. Raises UserError if it cannot be had: before anything is written."""
     plain = engines.unsupported(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
     return engines.step_bytes(device, options.engine if plain is None else "plain", options.precision)
@@ -126,7 +126,7 @@ def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: 
     write_samples(folder, parts.train, preset.training, preset.normalization)
 
 
-def test(folder: Path, slices: SliceSet, preset: Preset, device: str, options: argparse.Namespace) -> None:
+def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options: argparse.Namespace) -> None:
     """Test the checkpoint that the preset keeps, and write and print the table."""
     checkpoint = folder / f"{preset.keep}.npz"
     kept, _ = load_net(checkpoint)
@@ -235,7 +235,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no settings of a run ({type(error).__name__}), start a new run") from None
 
 
-def choose_preset(options: argparse.Namespace, device: str) -> Preset:
+def choose_preset(options: argparse.Namespace, device: Device) -> Preset:
     """The preset, with what the options change."""
     preset = PRESETS[options.preset]
     if preset.slow_without_gpu and device == "cpu":

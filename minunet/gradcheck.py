@@ -46,12 +46,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from minunet import ops
 from minunet.base.backend import Array, array_module
+from minunet.base.choices import check_choice
 from minunet.base.rng import Key
 from minunet.network import loss as network_loss
 from minunet.network.blocks import DoubleConv
@@ -63,6 +64,8 @@ from minunet.network.unet import UNet
 TOLERANCE = 1e-12
 #: Error that central differences leave even where the backward pass is right (see above).
 CENTRAL_TOLERANCE = 1e-6
+
+Method = Literal["complex", "central"]
 
 #: The name of a comparison along a random direction through all inputs.
 TOGETHER = "(together)"
@@ -216,7 +219,7 @@ def central_difference(
     return _compare(derivative, inputs, gradients, title, "central difference", **sampling)
 
 
-METHODS: dict[str, Callable[..., Report]] = {"complex": complex_step, "central": central_difference}
+METHODS: dict[Method, Callable[..., Report]] = {"complex": complex_step, "central": central_difference}
 
 
 def _compare(
@@ -294,7 +297,7 @@ def check_op(
     backward: Callable[..., Any],
     inputs: Mapping[str, Array],
     seed: int = 0,
-    method: str = "complex",
+    method: Method = "complex",
     sampling: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Report:
@@ -308,7 +311,7 @@ def check_op(
     inputs:   the arguments to differentiate, by name. Arguments to hold fixed go into ``options``.
     sampling: those of :func:`complex_step`, in a dict.
     """
-    _require_method(method)
+    check_choice("method", method, Method)
     inputs = {name: _cast(x, np.float64) for name, x in inputs.items()}
 
     def call(**arrays: Array) -> tuple[Array, Any]:
@@ -345,7 +348,7 @@ def check_layer(
     layer: Any,
     x: Array,
     seed: int = 0,
-    method: str = "complex",
+    method: Method = "complex",
     sampling: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Report:
@@ -357,7 +360,7 @@ def check_layer(
 
     Raises ValueError if ``grads`` and ``parameters()`` differ in their names.
     """
-    _require_method(method)
+    check_choice("method", method, Method)
     layer64, x64 = map_arrays(layer, lambda a: _cast(a, np.float64)), _cast(x, np.float64)
     y, cache = layer64.forward(x64, **options)
     dy = _random_like(y, seed)
@@ -376,7 +379,7 @@ def check_net(
     loss: SegmentationLoss = _DEFAULT_LOSS,
     key: Key | None = None,
     seed: int = 0,
-    method: str = "complex",
+    method: Method = "complex",
     sampling: Mapping[str, int] | None = None,
 ) -> Report:
     """Check a whole network's gradient of the loss: in the image and in every parameter, in float64.
@@ -387,7 +390,7 @@ def check_net(
     target: (N, H, W, out_channels).
     loss:   anything with ``forward(logits, target) -> scalar, cache`` and ``backward(cache) -> dlogits``.
     """
-    _require_method(method)
+    check_choice("method", method, Method)
     net64, x64, target = (
         map_arrays(net, lambda a: _cast(a, np.float64)),
         _cast(x, np.float64),
@@ -411,7 +414,7 @@ def _check_owner(
     dx: Array,
     grads: Mapping[str, Array],
     seed: int,
-    method: str,
+    method: Method,
     sampling: Mapping[str, int] | None,
 ) -> Report:
     """Check ``function(owner, x)`` in ``x`` and in the parameters that ``owner`` (a layer or a network) owns."""
@@ -430,11 +433,6 @@ def _check_owner(
     return METHODS[method](with_parameters, inputs, gradients, title=title, seed=seed, **(sampling or {}))
 
 
-def _require_method(method: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
-
-
 def _random_like(y: Array, seed: int) -> Array:
     """A random upstream gradient for ``y``, on its device."""
     return array_module(y).asarray(np.random.default_rng([seed, 1]).standard_normal(y.shape))
@@ -443,7 +441,7 @@ def _random_like(y: Array, seed: int) -> Array:
 # --- Everything that minunet differentiates, in one table -----------------------------------------------------------
 
 
-def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
+def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
     """Part -> name -> check, where ``check("complex")`` or ``check("central")`` gives the report."""
     rng = np.random.default_rng(0)
     key = Key(seed=0)
@@ -454,16 +452,16 @@ def everything() -> dict[str, dict[str, Callable[[str], Report]]]:
     def kernel(size: int) -> np.ndarray:
         return rng.standard_normal((size, size, 3, 2))
 
-    def op(name: str, inputs: dict[str, Any], **options: Any) -> Callable[[str], Report]:
+    def op(name: str, inputs: dict[str, Any], **options: Any) -> Callable[[Method], Report]:
         module = ops if hasattr(ops, f"{name}_forward") else network_loss
         forward, backward = getattr(module, f"{name}_forward"), getattr(module, f"{name}_backward")
         return lambda method: check_op(forward, backward, inputs, method=method, **options)
 
-    def layer(owner: Any, **options: Any) -> Callable[[str], Report]:
+    def layer(owner: Any, **options: Any) -> Callable[[Method], Report]:
         x = images(3)
         return lambda method: check_layer(owner, x, method=method, **options)
 
-    def network(**config: Any) -> Callable[[str], Report]:
+    def network(**config: Any) -> Callable[[Method], Report]:
         net = UNet(widths=(2, 3, 4), dropout=0.3, **config)
         x, target = images(3, size=8), (images(net.config["out_channels"], size=8) > 0).astype("uint8")
         sampling = {"exhaustive": 4, "samples": 2, "directions": 1}

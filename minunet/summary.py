@@ -26,7 +26,8 @@ meet, a short one over the skip and a long one through the levels below, and a p
 them sees: the union of both, which the long one decides. After a transposed convolution neighbours are no longer
 alike (with a kernel of 2, the pixels 2i and 2i + 1 are painted by the same pixel i), and adding up formulas is then no
 longer exact. So the fields themselves are followed: the first and the last image row that each row sees,
-for the 2^depth rows after which the pattern repeats, and the largest extent is reported.
+for the 2^depth rows after which the pattern repeats, and the largest extent is reported. Of a block of one's own the
+layers are taken one after the other: where it has paths side by side, the field is an upper bound.
 Further reading: Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural networks".
 """
 
@@ -172,18 +173,18 @@ def summary(net: UNet, height: int, width: int, batch: int = 1) -> Summary:
     for (name, *_), layer in net.parts():
         match layer:
             case Down():
-                skips.append(walk.double_conv(name, layer.convs, x))
+                skips.append(walk.block(name, layer.convs, x))
                 x = walk.max_pool2d(f"{name}.pool", skips[-1])
                 x = walk.dropout(f"{name}.dropout", layer.dropout, x)
-            case DoubleConv():
-                x = walk.double_conv(name, layer, x)
             case Up():
                 x = walk.conv_transpose2d(f"{name}.up", layer.up, x)
                 x = walk.concat(f"{name}.concat", x, skips.pop())
                 x = walk.dropout(f"{name}.dropout", layer.dropout, x)
-                x = walk.double_conv(name, layer.convs, x)
+                x = walk.block(name, layer.convs, x)
             case Conv2d():
                 x = walk.conv2d(name, layer, x)
+            case _:  # the bottleneck
+                x = walk.block(name, layer, x)
     return Summary(tuple(walk.rows), shape, str(net.head.weight.dtype))
 
 
@@ -204,13 +205,25 @@ class _Walk:
         self.period = period  # image rows after which the pattern of fields repeats: 2^depth
         self.itemsize = itemsize
 
-    def double_conv(self, name: str, block: DoubleConv, x: _Signal) -> _Signal:
-        x = self.conv2d(f"{name}.conv1", block.conv1, x)
-        x = self.batch_norm2d(f"{name}.norm1", block.norm1, x)
-        x = self.relu(f"{name}.relu1", x)
-        x = self.conv2d(f"{name}.conv2", block.conv2, x)
-        x = self.batch_norm2d(f"{name}.norm2", block.norm2, x)
-        return self.relu(f"{name}.relu2", x)
+    def block(self, name: str, block: Layer, x: _Signal) -> _Signal:
+        """The layers of a double convolution, with its ReLUs; those of another block one after the other."""
+        for part, layer in block.leaves().items():
+            x = self.layer(f"{name}.{part}", layer, x)
+            if isinstance(block, DoubleConv) and isinstance(layer, BatchNorm2d):
+                x = self.relu(f"{name}.{part.replace('norm', 'relu')}", x)
+        return x
+
+    def layer(self, name: str, layer: Layer, x: _Signal) -> _Signal:
+        match layer:
+            case Conv2d():
+                return self.conv2d(name, layer, x)
+            case ConvTranspose2d():
+                return self.conv_transpose2d(name, layer, x)
+            case BatchNorm2d():
+                return self._note(name, "batch_norm2d", x, layer)
+            case Dropout():
+                return self.dropout(name, layer, x)
+        return self._note(name, type(layer).__name__, x, layer)
 
     def conv2d(self, name: str, layer: Conv2d, x: _Signal) -> _Signal:
         kernel, _, in_channels, out_channels = layer.weight.shape
@@ -246,9 +259,6 @@ class _Walk:
         return self._note(name, "concat", _Signal((*skip.shape[:3], channels), up.jump, first, last))
 
     # One pixel in, one pixel out: shape and field stay.
-
-    def batch_norm2d(self, name: str, layer: BatchNorm2d, x: _Signal) -> _Signal:
-        return self._note(name, "batch_norm2d", x, layer)
 
     def relu(self, name: str, x: _Signal) -> _Signal:
         return self._note(name, "relu", x)

@@ -376,12 +376,12 @@ def test_check_op_refuses_a_gradient_of_an_absent_bias():
 
 
 def test_refuses_another_method():
-    with pytest.raises(ValueError, match=r"^method must be one of \['complex', 'central'\], got 'forward'"):
+    with pytest.raises(ValueError, match=r"^method must be 'complex' or 'central', got 'forward'$"):
         check_op(ops.relu_forward, ops.relu_backward, {"x": np.ones((1, 1, 1, 1))}, method="forward")
-    with pytest.raises(ValueError, match=r"^method must be one of .*got 'forward'"):
+    with pytest.raises(ValueError, match=r"^method must be .*got 'forward'"):
         check_layer(Conv2d(1, 1), np.ones((1, 1, 1, 1)), method="forward")
     net, x, target = network_and_data()
-    with pytest.raises(ValueError, match=r"^method must be one of .*got 'forward'"):
+    with pytest.raises(ValueError, match=r"^method must be .*got 'forward'"):
         check_net(net, x, target, key=Key(seed=0), method="forward")
 
 

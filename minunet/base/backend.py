@@ -8,14 +8,20 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 
 #: An array of NumPy or of CuPy. The docstrings give shapes and dtypes; the type checker cannot see CuPy.
 Array = Any
+
+#: Where an array is.
+Device = Literal["cpu", "cuda"]
+#: What a person asks for; "auto" is a GPU if there is one.
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 _INSTALL_HINT = 'pip install "minunet[cuda12]" (or "minunet[cuda13]"), or use --device cpu'
 
@@ -36,8 +42,8 @@ def array_module(x: Array) -> ModuleType:
     raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}")
 
 
-def resolve_device(name: str) -> tuple[str, str | None]:
-    """The device to use for ``name`` ("auto", "cpu" or "cuda"), and for "auto" on a CPU the reason why no GPU is used.
+def resolve_device(name: DeviceChoice) -> tuple[Device, str | None]:
+    """The device to use for ``name``, and for "auto" on a CPU the reason why no GPU is used.
 
     Raises UserError if "cuda" is asked for and CuPy, the driver or a device is missing, and ValueError
     for any other name.
@@ -45,8 +51,7 @@ def resolve_device(name: str) -> tuple[str, str | None]:
     >>> resolve_device("cpu")
     ('cpu', None)
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
+    check_choice("device", name, DeviceChoice)
     if name == "cpu":
         return "cpu", None
     missing = _why_no_gpu()
@@ -78,8 +83,8 @@ def _why_no_gpu() -> str | None:
     return None
 
 
-def device_of(x: Array) -> str:
-    """Where ``x`` is: "cpu" or "cuda".
+def device_of(x: Array) -> Device:
+    """Where ``x`` is.
 
     >>> device_of(np.zeros(3))
     'cpu'
@@ -87,8 +92,8 @@ def device_of(x: Array) -> str:
     return "cpu" if array_module(x) is np else "cuda"
 
 
-def to_device(x: Array, device: str) -> Array:
-    """``x`` on ``device`` ("cpu" or "cuda"); the same object if it is there already.
+def to_device(x: Array, device: Device) -> Array:
+    """``x`` on ``device``; the same object if it is there already.
 
     >>> to_device(np.arange(3), "cpu")
     array([0, 1, 2])

@@ -41,9 +41,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from minunet.base.backend import resolve_device
+from minunet.base.backend import Device, DeviceChoice, resolve_device
 from minunet.base.errors import Diverged, UserError
 from minunet.base.signals import BY_SIGNAL, Terminated, handlers, raise_terminated
 
@@ -191,12 +191,12 @@ fraction = number("of at least 0 and less than 1", lambda x: 0 <= x < 1)
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--device auto|cpu|cuda`` to ``parser``."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default): a GPU if there is one"
+        "--device", choices=get_args(DeviceChoice), default="auto", help="auto (default): a GPU if there is one"
     )
 
 
-def announce_device(name: str) -> str:
-    """The device, "cpu" or "cuda", that ``--device name`` means; one line says why, if "auto" finds no GPU.
+def announce_device(name: DeviceChoice) -> Device:
+    """The device that ``--device name`` means; one line says why, if "auto" finds no GPU.
 
     Raises UserError if "cuda" is asked for and is not there.
     """

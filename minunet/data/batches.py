@@ -3,18 +3,20 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from minunet.base import rng
-from minunet.base.backend import Array, to_device
+from minunet.base.backend import Array, Device, to_device
 from minunet.data.augment import PLAIN, Augmentation, PixelPasses, augment
 from minunet.data.normalize import VolumeStatistics, apply
 from minunet.data.slices import SliceSet
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Sampling = Literal["shuffle", "tumour"]
 
 
 class Batch(NamedTuple):
@@ -25,23 +27,20 @@ class Batch(NamedTuple):
     files: tuple[str, ...]  # where the N slices came from
 
 
-def epoch_order(slices: SliceSet, sampling: str, count: int | None, key: rng.Key) -> np.ndarray:
+def epoch_order(slices: SliceSet, sampling: Sampling, count: int | None, key: rng.Key) -> np.ndarray:
     """The slices of one epoch: ``count`` indices (by default as many as there are slices), drawn by ``key``.
 
     ``sampling="shuffle"`` takes each slice once, in random order, before it takes any again. "tumour" draws a
     patient, each as likely as any other, and then one of its slices with a probability proportional to its
     tumour area plus a floor, half of the patient's mean area: about every fifth draw is then an empty slice, so
     that the network also learns what is no tumour. So patients with many slices or large tumours do not rule.
-
-    Raises ValueError for any other sampling.
     """
     generator = rng.generator(key._replace(stream=rng.SAMPLE))
     count = len(slices) if count is None else count
     if sampling == "shuffle":
         passes = -(-count // len(slices))
         return np.concatenate([generator.permutation(len(slices)) for _ in range(passes)])[:count]
-    if sampling != "tumour":
-        raise ValueError(f"sampling must be 'shuffle' or 'tumour', got {sampling!r}")
+    assert sampling == "tumour", sampling
     patient = slices.patient_indices()
     patients = len(slices.patient_names())
     area = slices.masks.sum(axis=(1, 2, 3), dtype=np.float64)
@@ -66,7 +65,7 @@ def prepare_batch(
     slices: SliceSet,
     statistics: VolumeStatistics,
     indices: np.ndarray,
-    device: str,
+    device: Device,
     *,
     augmentation: Augmentation | None = None,
     move_masks: bool = True,

@@ -11,12 +11,15 @@ patient, on the CPU (``Normalization.statistics``), and used on whichever device
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from minunet.base.backend import Array, array_module
+from minunet.base.choices import check_choice
 from minunet.data.slices import SliceSet
+
+NormalizationKind = Literal["scale", "volume"]
 
 
 class VolumeStatistics(NamedTuple):
@@ -45,12 +48,11 @@ class Normalization:
     Normalization(kind='scale', percentiles=(10.0, 99.0))
     """
 
-    kind: str = "volume"
+    kind: NormalizationKind = "volume"
     percentiles: tuple[float, float] = (10.0, 99.0)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("scale", "volume"):
-            raise ValueError(f"kind must be 'scale' or 'volume', got {self.kind!r}")
+        check_choice("kind", self.kind, NormalizationKind)
         if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(f"percentiles must be two ascending numbers in [0, 100], got {self.percentiles!r}")
 

@@ -61,6 +61,12 @@ class SliceSet:
                 raise ValueError(f"patients must be contiguous, got {patient!r} again at slice {i}")
             seen.add(patient)
 
+    @classmethod
+    def unlabelled(cls, images: np.ndarray) -> "SliceSet":
+        """The volume ``images``, uint8 (S, H, W, 3), in which nobody has drawn a tumour yet: its masks are empty."""
+        count, masks = len(images), np.zeros((*images.shape[:3], 1), np.uint8)
+        return cls(images, masks, patients=("volume",) * count, numbers=tuple(range(count)), files=("",) * count)
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -7,38 +7,39 @@ which one it has. Nobody has to read an engine to understand minunet.
 """
 
 import argparse
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
+from minunet.base.backend import Device
+from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 from minunet.engines import memory
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.training.step import Engine
 
-CHOICES = ("auto", "plain")
-DEVICES = ("cpu", "cuda")
-PRECISIONS = ("float32", "tf32", "bf16")
+EngineChoice = Literal["auto", "plain"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 class DeviceEngine(Protocol):
     """What the module of a device's engine has: engines/cpu/choice.py, engines/cuda/choice.py."""
 
     def unsupported(
-        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
+        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: Precision
     ) -> str | None:
         """Why the engine cannot take this network, or None."""
 
     def build(
-        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
+        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: Precision
     ) -> Engine:
         """The engine."""
 
-    def step_bytes_here(self, precision: str) -> memory.StepBytes:
+    def step_bytes_here(self, precision: Precision) -> memory.StepBytes:
         """The function that says how much memory a training step of it needs."""
 
 
-def of_device(device: str) -> DeviceEngine:
-    """The module of the engine of "cpu" or "cuda", imported when it is asked for: nobody loads both."""
+def of_device(device: Device) -> DeviceEngine:
+    """The module of the device's engine, imported when it is asked for: nobody loads both."""
     if device == "cuda":
         from minunet.engines.cuda import choice as cuda
 
@@ -51,11 +52,14 @@ def of_device(device: str) -> DeviceEngine:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for :func:`build`."""
     parser.add_argument(
-        "--engine", choices=CHOICES, default="auto", help="plain: the readable code; auto (default): the same, faster"
+        "--engine",
+        choices=get_args(EngineChoice),
+        default="auto",
+        help="plain: the readable code; auto (default): the same, faster",
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=get_args(Precision),
         default="float32",
         help="on a GPU, of products (tf32) or of all activations (bf16); default float32",
     )
@@ -66,9 +70,9 @@ def build(
     loss: SegmentationLoss,
     max_batch: int,
     image_size: tuple[int, int],
-    device: str = "cpu",
-    choice: str = "auto",
-    precision: str = "float32",
+    device: Device = "cpu",
+    choice: EngineChoice = "auto",
+    precision: Precision = "float32",
 ) -> Engine:
     """The engine for training and running ``net``, whose arrays are on ``device``; close it, or use it in a ``with``.
 
@@ -98,21 +102,17 @@ def unsupported(
     loss: SegmentationLoss,
     max_batch: int,
     image_size: tuple[int, int],
-    device: str = "cpu",
-    choice: str = "auto",
-    precision: str = "float32",
+    device: Device = "cpu",
+    choice: EngineChoice = "auto",
+    precision: Precision = "float32",
 ) -> str | None:
     """Why :func:`build` would take the plain path although ``choice`` is "auto"; None if it would not.
 
     Raises what :func:`build` raises: a program finds out here before it writes anything.
     """
-    for name, value, known in (
-        ("choice", choice, CHOICES),
-        ("precision", precision, PRECISIONS),
-        ("device", device, DEVICES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    check_choice("choice", choice, EngineChoice)
+    check_choice("precision", precision, Precision)
+    check_choice("device", device, Device)
     if max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
     if precision != "float32" and device == "cpu":
@@ -132,6 +132,6 @@ def unsupported(
     return reason
 
 
-def step_bytes(device: str, choice: str, precision: str) -> memory.StepBytes:
+def step_bytes(device: Device, choice: EngineChoice, precision: Precision) -> memory.StepBytes:
     """The function that says how much memory a training step needs, see ``memory.training_bytes``."""
     return of_device(device).step_bytes_here(precision) if choice == "auto" else memory.training_bytes

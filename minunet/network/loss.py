@@ -11,7 +11,7 @@ from typing import NamedTuple
 from minunet.base.backend import Array
 from minunet.ops.bce_with_logits import BceWithLogitsCache, bce_with_logits_backward, bce_with_logits_forward
 from minunet.ops.checks import check_images, check_target
-from minunet.ops.dice_loss import DiceLossCache, dice_loss_backward, dice_loss_forward
+from minunet.ops.dice_loss import DiceLossCache, Over, dice_loss_backward, dice_loss_forward
 from minunet.ops.sigmoid import SigmoidCache, sigmoid_backward, sigmoid_forward
 
 
@@ -31,7 +31,7 @@ def segmentation_loss_forward(
     dice_weight: float = 1.0,
     bce_weight: float = 1.0,
     smooth: float = 1.0,
-    over: str = "batch",
+    over: Over = "batch",
 ) -> tuple[Array, SegmentationLossCache]:
     """``dice_weight`` * Dice loss of sigmoid(``logits``) + ``bce_weight`` * cross entropy of ``logits``.
 
@@ -71,7 +71,7 @@ class SegmentationLoss:
     dice_weight: float = 1.0
     bce_weight: float = 1.0
     smooth: float = 1.0
-    over: str = "batch"
+    over: Over = "batch"
 
     def forward(self, logits: Array, target: Array) -> tuple[Array, SegmentationLossCache]:
         """:func:`segmentation_loss_forward` with these options."""

@@ -7,10 +7,13 @@ and with plain sums where V-Net sums squares.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from minunet.base.backend import Array, accumulation_dtype
+from minunet.base.choices import check_choice
 from minunet.ops.checks import check_images, check_target
+
+Over = Literal["batch", "image"]
 
 
 class DiceLossCache(NamedTuple):
@@ -22,7 +25,7 @@ class DiceLossCache(NamedTuple):
 
 
 def dice_loss_forward(
-    probabilities: Array, target: Array, smooth: float = 1.0, over: str = "batch"
+    probabilities: Array, target: Array, smooth: float = 1.0, over: Over = "batch"
 ) -> tuple[Array, DiceLossCache]:
     """One minus the soft Dice coefficient of ``probabilities`` p and ``target`` t, both (N, H, W, C).
 
@@ -47,8 +50,7 @@ def dice_loss_forward(
     check_target(target, probabilities.shape)
     if not 0 < smooth < math.inf:
         raise ValueError(f"smooth must be positive and finite, got {smooth}")
-    if over not in ("batch", "image"):
-        raise ValueError(f"over must be 'batch' or 'image', got {over!r}")
+    check_choice("over", over, Over)
 
     target = target.astype(probabilities.dtype)
     axes = (0, 1, 2, 3) if over == "batch" else (1, 2, 3)

@@ -298,7 +298,7 @@ def plot_per_patient(
     path: str | PathLike,
     names: Sequence[str],
     dice: Sequence[float],
-    interval: tuple[float | None, float | None] | None = None,
+    interval: Sequence[float | None] | None = None,
     title: str = "Dice per patient (3-D: all slices of a patient counted together)",
 ) -> Path:
     """One dot a patient, sorted by Dice, with the mean, its ``interval`` and the median.

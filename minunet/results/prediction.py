@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from minunet import engines
-from minunet.base.backend import to_device
+from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
 from minunet.data.images import read_image, shown
@@ -32,7 +32,7 @@ from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
-from minunet.training.checkpoint import load_net
+from minunet.training.checkpoint import Weights, load_net
 from minunet.training.evaluation import predict_slices
 from minunet.training.step import Engine
 
@@ -56,10 +56,10 @@ class Predictor:
         cls,
         checkpoint: str | PathLike,
         *,
-        weights: str = "auto",
-        device: str = "cpu",
-        engine: str = "plain",
-        precision: str = "float32",
+        weights: Weights = "auto",
+        device: Device = "cpu",
+        engine: engines.EngineChoice = "plain",
+        precision: engines.Precision = "float32",
         max_batch: int = BATCH,
     ) -> "Predictor":
         """The predictor in a checkpoint of ``training.loop.fit``; ``weights`` as in ``checkpoint.load_net``.
@@ -98,17 +98,9 @@ class Predictor:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume."""
-        count = len(images)
-        slices = SliceSet(
-            images=images,
-            masks=np.zeros((*images.shape[:3], 1), np.uint8),  # nobody knows them yet, and nothing looks at them
-            patients=("volume",) * count,
-            numbers=tuple(range(count)),
-            files=("",) * count,
-        )
         return predict_slices(
             self.net,
-            slices,
+            SliceSet.unlabelled(images),
             self.normalization,
             batch_size=self.batch,
             flip_average=self.flip_average,

@@ -55,12 +55,12 @@ def write_test(
         "raw": {"threshold": grey, "mean_dice": of_grey},
         "normalized": {"threshold": normalized, "mean_dice": of_normalized},
     }
-    write_text(folder / "metrics.json", json_text({**extra, "test": scores, "best_flair_threshold": baseline}))
+    found = {**extra, "test": scores.to_dict(), "best_flair_threshold": baseline}
+    write_text(folder / "metrics.json", json_text(found))
 
-    patients = scores["per_patient"]
-    interval = patients["summary"]["dice"]["mean_interval"]
-    plot_per_patient(folder / "per_patient.png", patients["names"], patients["dice"], interval)
-    ranked = [name for _, name in sorted(zip(patients["dice"], patients["names"], strict=True))]
+    patients = scores.per_patient
+    plot_per_patient(folder / "per_patient.png", patients.names, patients.dice, patients.summary.dice.mean_interval)
+    ranked = [name for _, name in sorted(zip(patients.dice, patients.names, strict=True))]
     cases = ranked[::-1] if len(ranked) < 6 else ranked[:-4:-1] + ranked[2::-1]  # the three best, the three worst
     chosen = [_largest_tumour(slices, name) for name in cases]
     titles = [_title(slices, place) for place in chosen]

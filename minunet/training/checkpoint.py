@@ -15,17 +15,20 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from minunet.base.archive import DAMAGED, Reader, Spec, not_finite, save
 from minunet.base.backend import Array, array_module, to_numpy
+from minunet.base.choices import check_choice
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
 from minunet.network.layers import Arrays
 from minunet.network.unet import UNet, topology
 from minunet.training.optim import AdamW, WeightEMA
+
+Weights = Literal["auto", "ema", "raw"]
 
 _OTHER_NETWORK = "use the settings that it was trained with (config.json in its folder has them)"
 
@@ -40,13 +43,14 @@ def save_training(
 ) -> None:
     """Write all that :func:`load_training` needs to go on: network, optimiser and, if there is one, averaged weights.
 
-    To ``metadata`` it adds the entries "model" (``net.config``), "optimizer" (its steps), "ema" (its updates, or
-    None) and "environment".
+    To ``metadata`` it adds the entries "class", "model" (``net.config``), "optimizer" (its steps), "ema" (its updates,
+    or None) and "environment".
 
     Raises Diverged, and keeps the file that was there, if a value is NaN or infinite; else what
     :func:`minunet.base.archive.save` raises, and ValueError if ``metadata`` has one of those entries.
     """
     ours = {
+        "class": _class_name(type(net)),
         "model": net.config,
         "optimizer": {"steps": optimizer.steps},
         "ema": None if ema is None else {"updates": ema.updates},
@@ -74,6 +78,7 @@ def load_training(
     """
     live = _training_arrays(net, optimizer, ema)
     with Reader(path) as reader:
+        _check_class(reader, type(net))
         if changed := differences(reader.metadata.get("model"), net.config):
             raise UserError(f"{path}: holds another network ({'; '.join(changed)}), {_OTHER_NETWORK}")
         _check_same_arrays(reader.path, reader.specs, _specs(live))
@@ -88,23 +93,26 @@ def load_training(
     return reader.metadata
 
 
-def load_net(path: str | os.PathLike[str], weights: str = "auto") -> tuple[UNet, dict[str, Any]]:
+def load_net(
+    path: str | os.PathLike[str], weights: Weights = "auto", *, network: type[UNet] = UNet
+) -> tuple[UNet, dict[str, Any]]:
     """The network of a checkpoint, built as its metadata says, with its weights, on the CPU; and the metadata.
 
     ``weights`` is "ema" (averaged), "raw" (those of the last step) or "auto": "ema" if the file has them, else "raw".
+    ``network`` is the class to build: one's own, if the checkpoint is of one.
 
-    Raises UserError as :func:`minunet.base.archive.load` does and if there are no averaged weights, ValueError for
-    another ``weights``.
+    Raises UserError as :func:`minunet.base.archive.load` does, if the file is of another class, and if there are no
+    averaged weights; ValueError for another ``weights``.
     """
-    if weights not in ("auto", "ema", "raw"):
-        raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {weights!r}")
+    check_choice("weights", weights, Weights)
     with Reader(path) as reader:
+        _check_class(reader, network)
         has_ema = any(name.startswith("ema/") for name in reader.specs)
         if weights == "ema" and not has_ema:
             raise UserError(f"{path}: holds no averaged weights (EMA), ask for the raw ones")
         groups = ("ema/",) if has_ema and weights != "raw" else ("parameters/", "buffers/")
         stored = {name: spec for name, spec in reader.specs.items() if name.startswith(groups)}
-        net = _build_net(reader, sum(math.prod(spec.shape) for spec in stored.values()))
+        net = _build_net(reader, network, sum(math.prod(spec.shape) for spec in stored.values()))
         live = _prefixed(groups[0], net.parameters()) | _prefixed(groups[-1], net.buffers())
         _check_same_arrays(reader.path, stored, _specs(live))
         for name, array in live.items():
@@ -157,15 +165,28 @@ def _count(reader: Reader, part: str, entry: str) -> int:
     return value
 
 
-def _build_net(reader: Reader, stored_values: int) -> UNet:
-    """``UNet(**metadata["model"])``, refused before it is built if it would be larger than what the file holds."""
+def _class_name(network: type[UNet]) -> str:
+    return f"{network.__module__}.{network.__qualname__}"
+
+
+def _check_class(reader: Reader, network: type[UNet]) -> None:
+    """Raise UserError unless the checkpoint is of a ``network``."""
+    saved, wanted = reader.metadata.get("class", _class_name(UNet)), _class_name(network)
+    if saved != wanted:
+        advice = f"load it in Python by load_net(..., network={str(saved).rpartition('.')[2]})"
+        raise UserError(f"{reader.path}: holds a {saved}, not a {wanted}; {advice}")
+
+
+def _build_net(reader: Reader, network: type[UNet], stored_values: int) -> UNet:
+    """``network(**metadata["model"])``, refused before it is built if it would be larger than what the file holds."""
     config = reader.metadata.get("model")
     try:
         if not isinstance(config, dict) or config["dtype"] not in ("float16", "float32", "float64"):
             raise ValueError("no settings of a network")
-        if _kernel_values(config) > stored_values:
+        # Of a class of one's own nothing is known but that its widths are those of arrays.
+        if (_kernel_values(config) if network is UNet else max(config["widths"])) > stored_values:
             raise ValueError("the settings are those of a larger network than the arrays")
-        return UNet(**config)
+        return network(**config)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{reader.path}: damaged checkpoint (model: {error}), {DAMAGED}") from error
 

@@ -1,10 +1,16 @@
 """The settings of a run, and the learning rate that they give each step."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from minunet.base.choices import check_choice
 from minunet.data.augment import Augmentation
+from minunet.data.batches import Sampling
 from minunet.network.loss import SegmentationLoss
 from minunet.training.optim import warmup_cosine
+
+Schedule = Literal["cosine", "constant"]
+Monitor = Literal["dice", "loss"]
 
 
 @dataclass(frozen=True)
@@ -17,19 +23,19 @@ class TrainingConfig:
     epochs: int = 30
     batch_size: int = 16
     images_per_epoch: int | None = None  # None: as many as there are training slices
-    sampling: str = "shuffle"  # or "tumour", see minunet.data.batches.epoch_order
+    sampling: Sampling = "shuffle"  # see minunet.data.batches.epoch_order
     augmentation: Augmentation = field(default_factory=Augmentation)
     augment_masks: bool = True  # False repeats a flaw of the reference system
     loss: SegmentationLoss = field(default_factory=SegmentationLoss)
     lr: float = 1e-3  # the peak, if there is a schedule
-    schedule: str = "cosine"  # or "constant"
+    schedule: Schedule = "cosine"  # of the learning rate
     warmup_epochs: float = 0.0
     weight_decay: float = 0.004
     decay_norms_and_biases: bool = True  # Keras' choice; False is the usual one
     clip_norm: float | None = None
     batch_norm_momentum: float = 0.99
     ema_decay: float | None = None  # None: no average of the weights
-    monitor: str = "dice"  # or "loss": what makes an epoch the best, on the validation patients
+    monitor: Monitor = "dice"  # what makes an epoch the best, on the validation patients
     patience: int | None = None  # epochs without a new best after which to stop; None: never
     seed: int = 0
 
@@ -38,13 +44,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, choices in (
-            ("sampling", ("shuffle", "tumour")),
-            ("schedule", ("cosine", "constant")),
-            ("monitor", ("dice", "loss")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        check_choice("sampling", self.sampling, Sampling)
+        check_choice("schedule", self.schedule, Schedule)
+        check_choice("monitor", self.monitor, Monitor)
         if not 0 <= self.batch_norm_momentum < 1:
             raise ValueError(f"batch_norm_momentum must be in [0, 1), got {self.batch_norm_momentum}")
         if not 0 <= self.warmup_epochs < self.epochs:

@@ -22,20 +22,26 @@ nothing predicted there is no precision to speak of, neither perfect nor zero, a
 - *per patient*: the counts of a patient's slices are added, as for one 3-D volume, one score is taken a patient, then
   the mean and the median. The honest one: patients are what a new hospital brings, and what a bootstrap can redraw.
 
-:func:`evaluate_masks` reports all of them side by side, with the soft pooled metrics of the Keras reference.
+:func:`evaluate_masks` puts all of them side by side (:class:`Scores`), with the soft pooled metrics of the Keras
+reference.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from minunet.base.backend import Array, array_module, to_numpy
+from minunet.base.choices import check_choice
 from minunet.base.rng import BOOTSTRAP, Key, generator
 
 #: The default key of the bootstrap.
 BOOTSTRAP_KEY = Key(seed=0, stream=BOOTSTRAP)
+
+EmptySlices = Literal["as_one", "left_out"]
+Statistic = Literal["mean", "median"]
 
 # ------------------------------------------------------------------------------------------------- counts
 
@@ -218,7 +224,7 @@ def _rows_by_patient(patients: Sequence[str]) -> dict[str, list[int]]:
     return rows
 
 
-def mean_over_slices(score: Callable[[Counts], Array], counts: Counts, *, empty_slices: str) -> float:
+def mean_over_slices(score: Callable[[Counts], Array], counts: Counts, *, empty_slices: EmptySlices) -> float:
     """The mean of ``score`` (:func:`dice` or :func:`iou`) over slices, each taken for itself.
 
     counts: of slices, arrays of shape (S,). A slice is empty if its *target* shows no tumour.
@@ -235,8 +241,7 @@ def mean_over_slices(score: Callable[[Counts], Array], counts: Counts, *, empty_
 
     Raises ValueError for any other ``empty_slices``.
     """
-    if empty_slices not in ("as_one", "left_out"):
-        raise ValueError(f"empty_slices must be 'as_one' or 'left_out', got {empty_slices!r}")
+    check_choice("empty_slices", empty_slices, EmptySlices)
     scores = score(counts)
     if empty_slices == "left_out":
         scores = scores[counts.tp + counts.fn > 0]
@@ -323,12 +328,10 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------- uncertainty
 
-_STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
-
 
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
-    statistic: str = "mean",
+    statistic: Statistic = "mean",
     level: float = 0.95,
     resamples: int = 10_000,
     *,
@@ -356,8 +359,7 @@ def bootstrap_interval(
         raise ValueError(f"values must be one number a patient, shape (P,), got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("values must be finite, got NaN or infinity")
-    if statistic not in _STATISTICS:
-        raise ValueError(f"statistic must be 'mean' or 'median', got {statistic!r}")
+    check_choice("statistic", statistic, Statistic)
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if resamples < 1:
@@ -365,7 +367,7 @@ def bootstrap_interval(
     if values.size == 1:
         return math.nan, math.nan
     drawn = generator(key).integers(values.size, size=(resamples, values.size))
-    results = _STATISTICS[statistic](values[drawn], axis=1)
+    results = np.mean(values[drawn], axis=1) if statistic == "mean" else np.median(values[drawn], axis=1)
     low, high = np.quantile(results, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -437,6 +439,97 @@ def _check_probabilities(name: str, x: Array) -> None:
 
 # ------------------------------------------------------------------------------------------------- the report
 
+#: [low, high], the ends of a 95 % interval over patients; [None, None] of fewer than two patients.
+Interval = list[float | None]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The scores of all pixels of all slices together; None for a 0 / 0 that has no answer."""
+
+    dice: float | None  # overlap over mean size, 1 of two empty masks
+    iou: float | None  # overlap over union, 1 of two empty masks
+    precision: float | None  # the share of the prediction that is tumour
+    recall: float | None  # the share of the tumour that was found
+    specificity: float | None  # the share of the rest that was left alone
+    accuracy: float | None  # the share of the pixels that are right
+
+
+@dataclass(frozen=True)
+class PerSlice:
+    """One score a slice, then the mean, as :func:`mean_over_slices` takes it."""
+
+    mean_dice_empty_as_one: float  # empty slices score 1, with false positives 0
+    mean_dice_tumour_slices: float | None  # only slices whose target shows tumour; None if none does
+    mean_iou_empty_as_one: float  # as with Dice
+    mean_iou_tumour_slices: float | None  # as with Dice
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score over the patients that have it."""
+
+    patients: int  # how many have it: HD95 needs two masks that are not empty
+    mean: float | None  # None of no patients
+    mean_interval: Interval  # between which values the mean of other patients would lie
+    median: float | None  # None of no patients
+    median_interval: Interval  # and their median
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """The lists of :class:`PerPatient`, each in two figures."""
+
+    dice: Summary
+    dice_largest_component: Summary
+    iou: Summary
+    hd95_px: Summary
+
+
+@dataclass(frozen=True)
+class PerPatient:
+    """One score a patient, in 3-D. The lists have one entry a patient."""
+
+    names: list[str]  # in the order in which the patients first appear
+    slices: list[int]  # how many slices each patient has
+    dice: list[float]  # of the thresholded volumes as they are
+    dice_largest_component: list[float]  # after largest_component(prediction)
+    iou: list[float]  # of the volumes as they are
+    hd95_px: list[float | None]  # of the volumes as they are; None where a mask is empty
+    summary: Summaries  # mean and median over the patients
+
+
+@dataclass(frozen=True)
+class Reference:
+    """As the Keras reference defines them, to be compared with its figures only."""
+
+    soft_dice_pooled: float  # no threshold, smoothed
+    soft_iou_pooled: float  # no threshold, smoothed
+    smooth: float  # of these two, for one channel
+    recall_pooled: float | None  # thresholded at 0.5, whatever the threshold is
+    accuracy_pooled: float | None  # thresholded at 0.5 as well
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions, scored in every scope. What cannot be computed (0 / 0, an infinite HD95) is None."""
+
+    slices: int  # how many
+    tumour_slices: int  # how many have a target that shows tumour
+    patients: int  # how many
+    image_size: list[int]  # [H, W]: the pixels that all counts and HD95 refer to
+    threshold: float  # tumour is predicted where the probability is above it
+    slice_step: float  # the distance of two slices in pixels, for HD95
+    interval_level: float  # 0.95: the share of redrawn sets of patients whose figure lies in an interval
+    pooled: Pooled  # all pixels together
+    per_slice: PerSlice  # one score a slice
+    per_patient: PerPatient  # one score a patient
+    reference: Reference  # the Keras reference's own
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same in dicts and lists, as metrics.json has it."""
+        return asdict(self)
+
 
 def evaluate_masks(
     probabilities: Array,
@@ -447,39 +540,13 @@ def evaluate_masks(
     slice_step: float = 1.0,
     reference_smooth: float = 100 / 3,
     key: Key = BOOTSTRAP_KEY,
-) -> dict[str, Any]:
-    """Scores predictions in every scope. The result is plain Python that ``json.dump`` takes.
+) -> Scores:
+    """Scores predictions in every scope.
 
     probabilities: (S, H, W, 1), floating, in [0, 1]. targets: (S, H, W, 1), 0 and 1. patients: S names; the slices of
     one patient, in the order in which they stand, are its volume, so they must ascend, and a slice that is not there
     (a split by slice) closes up. A pixel is predicted as tumour where its probability is *above* ``threshold``.
-    slice_step: the distance of two slices in pixels, for HD95. reference_smooth: of the soft metrics, for one channel
-    (:func:`soft_dice` says why 100 / 3). key: of the bootstrap.
-
-    What cannot be computed (0 / 0, an infinite HD95) is None. The keys::
-
-        slices, tumour_slices, patients      how many
-        image_size                           [H, W]: the pixels that all counts and HD95 refer to
-        threshold, slice_step                as given
-        interval_level                       0.95: every "..._interval" is [low, high], bootstrapped over patients
-        pooled                               all pixels of all slices together
-            dice, iou, precision, recall, specificity, accuracy
-        per_slice                            one score a slice, then the mean
-            mean_dice_empty_as_one, mean_iou_empty_as_one    empty slices score 1, with false positives 0
-            mean_dice_tumour_slices, mean_iou_tumour_slices  only slices whose target shows tumour
-        per_patient                          one score a patient, in 3-D
-            names                            P names; the lists beside it have their order
-            slices                           how many slices each patient has
-            dice, iou                        of the thresholded volumes as they are
-            dice_largest_component           after largest_component(prediction)
-            hd95_px                          of the volumes as they are; None where a mask is empty
-            summary                          a dict for each of dice, dice_largest_component, iou and hd95_px:
-                mean, mean_interval, median, median_interval
-                patients                     how many these are taken over (HD95: those that have one)
-        reference                            as the Keras reference defines them, to be compared with its figures only
-            soft_dice_pooled, soft_iou_pooled    no threshold, smoothed
-            smooth                           of these two, for one channel
-            recall_pooled, accuracy_pooled   thresholded at 0.5, whatever ``threshold`` is
+    reference_smooth: of the soft metrics, for one channel (:func:`soft_dice` says why 100 / 3). key: of the bootstrap.
 
     Raises ValueError if shapes, values or arguments break the rules above, before anything is computed.
     """
@@ -495,68 +562,75 @@ def evaluate_masks(
     _check_probabilities("probabilities", probabilities)
     actual = _as_binary("targets", targets)
     predicted = probabilities > threshold
-
     slices = count(predicted, actual, axis=(1, 2, 3))
-    pooled = pooled_counts(slices)
-    at_half = count(probabilities > 0.5, actual)
+    return Scores(
+        slices=len(targets),
+        tumour_slices=int((slices.tp + slices.fn > 0).sum()),
+        patients=len(set(patients)),
+        image_size=list(targets.shape[1:3]),
+        threshold=float(threshold),
+        slice_step=float(slice_step),
+        interval_level=0.95,
+        pooled=_pooled(pooled_counts(slices)),
+        per_slice=_per_slice(slices),
+        per_patient=_per_patient(predicted[..., 0], actual[..., 0], slices, patients, slice_step, key),
+        reference=_reference(probabilities, actual, reference_smooth),
+    )
+
+
+def _pooled(counts: Counts) -> Pooled:
+    return Pooled(*(_number(score(counts)) for score in (dice, iou, precision, recall, specificity, accuracy)))
+
+
+def _per_slice(slices: Counts) -> PerSlice:
+    return PerSlice(
+        mean_dice_empty_as_one=mean_over_slices(dice, slices, empty_slices="as_one"),
+        mean_dice_tumour_slices=_number(mean_over_slices(dice, slices, empty_slices="left_out")),
+        mean_iou_empty_as_one=mean_over_slices(iou, slices, empty_slices="as_one"),
+        mean_iou_tumour_slices=_number(mean_over_slices(iou, slices, empty_slices="left_out")),
+    )
+
+
+def _per_patient(
+    predicted: np.ndarray, actual: np.ndarray, slices: Counts, patients: Sequence[str], slice_step: float, key: Key
+) -> PerPatient:
+    """``predicted`` and ``actual`` are (S, H, W); ``slices`` are their counts."""
     names, volumes = per_patient_counts(slices, patients)
     rows = list(_rows_by_patient(patients).values())
-
-    dice_of_largest, distances = [], []
-    for r in rows:
-        volume, truth = predicted[r, :, :, 0], actual[r, :, :, 0]
-        dice_of_largest.append(dice(count(largest_component(volume), truth)))
-        distances.append(hd95(volume, truth, spacing=(slice_step, 1, 1)))
-    by_patient = {
-        "dice": dice(volumes),
-        "dice_largest_component": np.array(dice_of_largest),
-        "iou": iou(volumes),
-        "hd95_px": np.array(distances),
-    }
-
-    return {
-        "slices": len(targets),
-        "tumour_slices": int((slices.tp + slices.fn > 0).sum()),
-        "patients": len(names),
-        "image_size": list(targets.shape[1:3]),
-        "threshold": float(threshold),
-        "slice_step": float(slice_step),
-        "interval_level": 0.95,
-        "pooled": {
-            score.__name__: _number(score(pooled)) for score in (dice, iou, precision, recall, specificity, accuracy)
-        },
-        "per_slice": {
-            "mean_dice_empty_as_one": _number(mean_over_slices(dice, slices, empty_slices="as_one")),
-            "mean_dice_tumour_slices": _number(mean_over_slices(dice, slices, empty_slices="left_out")),
-            "mean_iou_empty_as_one": _number(mean_over_slices(iou, slices, empty_slices="as_one")),
-            "mean_iou_tumour_slices": _number(mean_over_slices(iou, slices, empty_slices="left_out")),
-        },
-        "per_patient": {
-            "names": list(names),
-            "slices": [len(r) for r in rows],
-            **{name: [_number(value) for value in values] for name, values in by_patient.items()},
-            "summary": {name: _summary(values, key) for name, values in by_patient.items()},
-        },
-        "reference": {
-            "soft_dice_pooled": soft_dice(probabilities, targets, reference_smooth),
-            "soft_iou_pooled": soft_iou(probabilities, targets, reference_smooth),
-            "smooth": float(reference_smooth),
-            "recall_pooled": _number(recall(at_half)),
-            "accuracy_pooled": _number(accuracy(at_half)),
-        },
-    }
+    dices, ious = dice(volumes), iou(volumes)
+    largest = np.array([dice(count(largest_component(predicted[r]), actual[r])) for r in rows])
+    distances = np.array([hd95(predicted[r], actual[r], spacing=(slice_step, 1, 1)) for r in rows])
+    return PerPatient(
+        names=list(names),
+        slices=[len(r) for r in rows],
+        dice=dices.tolist(),
+        dice_largest_component=largest.tolist(),
+        iou=ious.tolist(),
+        hd95_px=[_number(distance) for distance in distances],
+        summary=Summaries(*(_summary(values, key) for values in (dices, largest, ious, distances))),
+    )
 
 
-def _summary(values: np.ndarray, key: Key) -> dict[str, Any]:
-    """Mean and median over the patients that have a finite value, each with its 95 % interval."""
+def _summary(values: np.ndarray, key: Key) -> Summary:
+    """Over the patients whose value is finite."""
     values = values[np.isfinite(values)]
-    summary: dict[str, Any] = {"patients": len(values)}
-    for name, statistic in _STATISTICS.items():
-        known = len(values) > 0
-        interval = bootstrap_interval(values, name, key=key) if known else (math.nan, math.nan)
-        summary[name] = float(statistic(values)) if known else None
-        summary[f"{name}_interval"] = [_number(end) for end in interval]
-    return summary
+    if len(values) == 0:
+        return Summary(0, None, [None, None], None, [None, None])
+    mean_interval, median_interval = (
+        [_number(end) for end in bootstrap_interval(values, statistic, key=key)] for statistic in get_args(Statistic)
+    )
+    return Summary(len(values), float(np.mean(values)), mean_interval, float(np.median(values)), median_interval)
+
+
+def _reference(probabilities: np.ndarray, actual: np.ndarray, smooth: float) -> Reference:
+    at_half = count(probabilities > 0.5, actual)
+    return Reference(
+        soft_dice_pooled=soft_dice(probabilities, actual, smooth),
+        soft_iou_pooled=soft_iou(probabilities, actual, smooth),
+        smooth=float(smooth),
+        recall_pooled=_number(recall(at_half)),
+        accuracy_pooled=_number(accuracy(at_half)),
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -564,61 +638,50 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """The result of :func:`evaluate_masks` as a table to print. What is None in it prints as n/a."""
-    per_patient, per_slice = report["per_patient"]["summary"], report["per_slice"]
-    pooled, reference = report["pooled"], report["reference"]
-    height, width = report["image_size"]
-    measured = f"HD95 in pixels ({per_patient['hd95_px']['patients']} of {report['patients']} patients)"
+def format_report(scores: Scores) -> str:
+    """The scores as a table to print. What is None in them prints as n/a."""
+    summary, pooled, by_slice, reference = scores.per_patient.summary, scores.pooled, scores.per_slice, scores.reference
+    height, width = scores.image_size
+    measured = f"HD95 in pixels ({summary.hd95_px.patients} of {scores.patients} patients)"
+    smoothed = f"reference: soft, pooled, smooth {reference.smooth:.4g}"
 
-    def summary_row(label: str, values: dict[str, Any], digits: int) -> str:
+    def summary_row(label: str, values: Summary, digits: int = 3) -> str:
         row = f"  {label:<38}"
-        for name in ("mean", "median"):
-            low, high = values[f"{name}_interval"]
+        for figure, (low, high) in ((values.mean, values.mean_interval), (values.median, values.median_interval)):
             interval = "n/a" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
-            row += f"{_cell(values[name], digits):>8}  {interval:<16}"
+            row += f"{_cell(figure, 8, digits)}  {interval:<16}"
         return row.rstrip()
 
     def dice_row(label: str, dice_value: float | None, iou_value: float | None) -> str:
-        return f"  {label:<38}{_cell(dice_value, 3):>8}{_cell(iou_value, 3):>8}"
+        return f"  {label:<38}{_cell(dice_value, 8)}{_cell(iou_value, 8)}"
 
     return "\n".join(
         [
-            f"Slices: {report['slices']}, {report['tumour_slices']} with tumour. Patients: {report['patients']}."
-            f" Pixels: {height} x {width}. Tumour is predicted where its probability is above {report['threshold']:g}.",
+            f"Slices: {scores.slices}, {scores.tumour_slices} with tumour. Patients: {scores.patients}."
+            f" Pixels: {height} x {width}. Tumour is predicted where its probability is above {scores.threshold:g}.",
             "",
             f"{'Per patient, in 3-D':<40}{'mean':>8}  {'95 % interval':<16}{'median':>8}  95 % interval",
-            summary_row("Dice", per_patient["dice"], 3),
-            summary_row("Dice, largest component only", per_patient["dice_largest_component"], 3),
-            summary_row("IoU", per_patient["iou"], 3),
-            summary_row(measured, per_patient["hd95_px"], 1),
+            summary_row("Dice", summary.dice),
+            summary_row("Dice, largest component only", summary.dice_largest_component),
+            summary_row("IoU", summary.iou),
+            summary_row(measured, summary.hd95_px, digits=1),
             "",
             f"{'The same predictions, other definitions':<40}{'Dice':>8}{'IoU':>8}",
-            dice_row("pooled over all pixels", pooled["dice"], pooled["iou"]),
+            dice_row("pooled over all pixels", pooled.dice, pooled.iou),
             dice_row(
-                "mean over slices, empty counted as 1",
-                per_slice["mean_dice_empty_as_one"],
-                per_slice["mean_iou_empty_as_one"],
+                "mean over slices, empty counted as 1", by_slice.mean_dice_empty_as_one, by_slice.mean_iou_empty_as_one
             ),
-            dice_row(
-                "mean over slices with tumour",
-                per_slice["mean_dice_tumour_slices"],
-                per_slice["mean_iou_tumour_slices"],
-            ),
-            dice_row(
-                f"reference: soft, pooled, smooth {reference['smooth']:.4g}",
-                reference["soft_dice_pooled"],
-                reference["soft_iou_pooled"],
-            ),
+            dice_row("mean over slices with tumour", by_slice.mean_dice_tumour_slices, by_slice.mean_iou_tumour_slices),
+            dice_row(smoothed, reference.soft_dice_pooled, reference.soft_iou_pooled),
             "",
             f"{'Pooled over all pixels':<40}{'precision':>11}{'recall':>11}{'specificity':>13}{'accuracy':>11}",
-            f"  {'predictions':<38}{_cell(pooled['precision'], 3):>11}{_cell(pooled['recall'], 3):>11}"
-            f"{_cell(pooled['specificity'], 4):>13}{_cell(pooled['accuracy'], 4):>11}",
-            f"  {'reference: threshold 0.5':<38}{'':>11}{_cell(reference['recall_pooled'], 3):>11}"
-            f"{'':>13}{_cell(reference['accuracy_pooled'], 4):>11}",
+            f"  {'predictions':<38}{_cell(pooled.precision, 11)}{_cell(pooled.recall, 11)}"
+            f"{_cell(pooled.specificity, 13, 4)}{_cell(pooled.accuracy, 11, 4)}",
+            f"  {'reference: threshold 0.5':<49}{_cell(reference.recall_pooled, 11)}"
+            f"{_cell(reference.accuracy_pooled, 24, 4)}",
         ]
     )
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
+def _cell(value: float | None, width: int, digits: int = 3) -> str:
+    return f"{'n/a' if value is None else f'{value:.{digits}f}':>{width}}"

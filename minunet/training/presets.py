@@ -9,7 +9,7 @@ best        the honest recipe at full size, for a GPU
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.normalize import Normalization
@@ -25,7 +25,7 @@ class Preset:
     normalization: Normalization
     model: dict[str, Any]
     training: TrainingConfig
-    keep: str = "best"  # or "last": the epoch whose weights are tested
+    keep: Literal["best", "last"] = "best"  # the epoch whose weights are tested
     flip_average: bool = False  # predict every slice and its mirror image, and average
     limit: int | None = None  # read so many slices only, in folder order
     slow_without_gpu: bool = False  # days rather than hours on a CPU

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from minunet.base import rng
-from minunet.base.backend import Array, device_of
+from minunet.base.backend import Array, Device, device_of
 from minunet.base.errors import Diverged
 from minunet.data.augment import PLAIN, PixelPasses
 from minunet.data.batches import Batch, prepare_batch
@@ -106,8 +106,8 @@ class Engine:
         return self.name if self.reason is None else f"{self.name} ({self.reason})"
 
     @property
-    def device(self) -> str:
-        """Where the network's arrays are: "cpu" or "cuda"."""
+    def device(self) -> Device:
+        """Where the network's arrays are."""
         return device_of(self.net.head.weight)
 
     def prepare_batch(

@@ -41,6 +41,17 @@ def test_subset_takes_every_field_and_shares_no_memory():
     assert not np.shares_memory(part.images, slices.images)
 
 
+def test_unlabelled_images_are_one_volume_without_tumour():
+    images = slice_set().images
+    volume = SliceSet.unlabelled(images)
+    assert volume.images is images
+    assert volume.masks.shape == (5, 4, 6, 1)
+    assert not volume.masks.any()
+    assert len(volume.patient_names()) == 1
+    with pytest.raises(ValueError, match="images must be uint8"):
+        SliceSet.unlabelled(images[0])
+
+
 def test_an_empty_subset_is_a_slice_set():
     part = slice_set().subset([])
     assert len(part) == 0

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from minunet import engines
 from minunet.base import cli
@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--runs", type=cli.non_negative_int, default=20)
     parser.add_argument("--saves", type=cli.non_negative_int, default=200)
     parser.add_argument("--seed", type=cli.seed, default=0)
-    parser.add_argument("--engine", choices=engines.CHOICES, default="auto")
+    parser.add_argument("--engine", choices=get_args(engines.EngineChoice), default="auto")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "saves").mkdir()

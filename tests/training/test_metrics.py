@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from minunet.base.rng import AUGMENT, BOOTSTRAP, DROPOUT, INITIALIZE, SAMPLE, Ke
 from minunet.training.metrics import (
     BOOTSTRAP_KEY,
     Counts,
+    PerSlice,
+    Pooled,
+    Summary,
     accuracy,
     bootstrap_interval,
     count,
@@ -748,7 +752,7 @@ def summary_of(values: list[float]) -> dict[str, Any]:
 
 def test_the_report_by_hand() -> None:
     third = 100 / 3
-    assert evaluate_masks(*small_case(), PATIENTS) == {
+    assert evaluate_masks(*small_case(), PATIENTS).to_dict() == {
         "slices": 5,
         "tumour_slices": 3,
         "patients": 3,
@@ -795,14 +799,14 @@ def test_the_report_by_hand() -> None:
 
 
 def test_the_definitions_of_dice_differ_on_the_same_predictions() -> None:
-    report = evaluate_masks(*small_case(), PATIENTS)
+    scores = evaluate_masks(*small_case(), PATIENTS)
     figures = [
-        report["pooled"]["dice"],
-        report["per_slice"]["mean_dice_empty_as_one"],
-        report["per_slice"]["mean_dice_tumour_slices"],
-        report["per_patient"]["summary"]["dice"]["mean"],
-        report["per_patient"]["summary"]["dice_largest_component"]["mean"],
-        report["reference"]["soft_dice_pooled"],
+        scores.pooled.dice,
+        scores.per_slice.mean_dice_empty_as_one,
+        scores.per_slice.mean_dice_tumour_slices,
+        scores.per_patient.summary.dice.mean,
+        scores.per_patient.summary.dice_largest_component.mean,
+        scores.reference.soft_dice_pooled,
     ]
     assert len({round(figure, 6) for figure in figures}) == len(figures)
 
@@ -810,116 +814,91 @@ def test_the_definitions_of_dice_differ_on_the_same_predictions() -> None:
 def test_the_report_is_json_and_repeats() -> None:
     probabilities, targets = small_case()
     before = probabilities.copy(), targets.copy()
-    report = evaluate_masks(probabilities, targets, PATIENTS)
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert evaluate_masks(probabilities.astype(np.float32), targets.astype(bool), PATIENTS) == report
+    scores = evaluate_masks(probabilities, targets, PATIENTS)
+    assert json.loads(json.dumps(scores.to_dict(), allow_nan=False)) == scores.to_dict()
+    assert evaluate_masks(probabilities.astype(np.float32), targets.astype(bool), PATIENTS) == scores
     assert np.array_equal(probabilities, before[0])
     assert np.array_equal(targets, before[1])
 
 
 def test_the_report_holds_numbers_of_python_whatever_it_is_given() -> None:
-    report = evaluate_masks(*small_case(), PATIENTS, np.float32(0.5), slice_step=np.float32(2), reference_smooth=30)
+    scores = evaluate_masks(*small_case(), PATIENTS, np.float32(0.5), slice_step=np.float32(2), reference_smooth=30)
 
     def types(value: Any) -> set[type]:
         if isinstance(value, dict):
             return set().union(*(types(part) for part in value.values()))
         return set().union(*(types(part) for part in value)) if isinstance(value, list) else {type(value)}
 
-    assert types(report) <= {int, float, str, type(None)}
-    assert [type(report[name]) for name in ("threshold", "slice_step")] == [float, float]
-    assert type(report["reference"]["smooth"]) is float
+    assert types(scores.to_dict()) <= {int, float, str, type(None)}
+    assert [type(scores.threshold), type(scores.slice_step)] == [float, float]
+    assert type(scores.reference.smooth) is float
 
 
 def test_the_threshold_moves_all_but_the_references_own() -> None:
     probabilities, targets = small_case()
     low, usual, high = (evaluate_masks(probabilities, targets, PATIENTS, threshold=t) for t in (0.25, 0.5, 0.75))
-    assert low["threshold"] == 0.25
-    assert low["pooled"]["precision"] == 3 / 7  # the pixel at 0.5 is now predicted
-    assert high["pooled"] | {"precision": 0} == {
-        "dice": 0,
-        "iou": 0,
-        "precision": 0,
-        "recall": 0,
-        "specificity": 1,
-        "accuracy": 73 / 80,  # nothing predicted: 7 of 80 pixels wrong, as many as the prediction had wrong
-    }
-    assert high["pooled"]["precision"] is None
-    assert high["per_patient"]["hd95_px"] == [None, None, None]
-    assert low["reference"] == usual["reference"] == high["reference"]
+    assert low.threshold == 0.25
+    assert low.pooled.precision == 3 / 7  # the pixel at 0.5 is now predicted
+    assert high.pooled == Pooled(
+        dice=0,
+        iou=0,
+        precision=None,
+        recall=0,
+        specificity=1,
+        accuracy=73 / 80,  # nothing predicted: 7 of 80 pixels wrong, as many as the prediction had wrong
+    )
+    assert high.per_patient.hd95_px == [None, None, None]
+    assert low.reference == usual.reference == high.reference
 
 
 def test_the_other_arguments_reach_what_they_are_for() -> None:
     probabilities, targets = small_case()
     usual = evaluate_masks(probabilities, targets, PATIENTS)
     apart = evaluate_masks(probabilities, targets, PATIENTS, slice_step=2)
-    assert apart["slice_step"] == 2
-    assert apart["per_patient"]["hd95_px"][:2] == pytest.approx([HD95_B, 1 + 0.9 * (math.sqrt(5) - 1)], rel=1e-14)
-    smoother = evaluate_masks(probabilities, targets, PATIENTS, reference_smooth=100)["reference"]
-    assert smoother == usual["reference"] | {
-        "soft_dice_pooled": 104.5 / 112,
-        "soft_iou_pooled": 102.25 / 109.75,
-        "smooth": 100,
-    }
+    assert apart.slice_step == 2
+    assert apart.per_patient.hd95_px[:2] == pytest.approx([HD95_B, 1 + 0.9 * (math.sqrt(5) - 1)], rel=1e-14)
+    smoother = evaluate_masks(probabilities, targets, PATIENTS, reference_smooth=100).reference
+    assert smoother == replace(
+        usual.reference, soft_dice_pooled=104.5 / 112, soft_iou_pooled=102.25 / 109.75, smooth=100
+    )
     # Six patients of one slice, each with other probabilities: enough for the bootstrap's key to show.
     probabilities = (patient_scores(8, 6).reshape(6, 1, 1, 1) + np.linspace(-0.5, 0, 16).reshape(1, 4, 4, 1)).clip(0)
     targets = np.ones((6, 4, 4, 1), np.uint8)
     names = list("abcdef")
     default, other = (
-        evaluate_masks(probabilities, targets, names, threshold=0.3, key=key)["per_patient"]
+        evaluate_masks(probabilities, targets, names, threshold=0.3, key=key).per_patient
         for key in (BOOTSTRAP_KEY, Key(seed=9))
     )
-    assert default == evaluate_masks(probabilities, targets, names, threshold=0.3)["per_patient"]
+    assert default == evaluate_masks(probabilities, targets, names, threshold=0.3).per_patient
     for key, figures in ((BOOTSTRAP_KEY, default), (Key(seed=9), other)):
-        assert figures["summary"]["dice"]["mean_interval"] == interval(figures["dice"], "mean", key)
-    assert default["summary"]["dice"]["mean_interval"] != other["summary"]["dice"]["mean_interval"]
+        assert figures.summary.dice.mean_interval == interval(figures.dice, "mean", key)
+    assert default.summary.dice.mean_interval != other.summary.dice.mean_interval
 
 
 def test_patients_may_be_interleaved() -> None:
     probabilities, targets = small_case()
     order = [2, 0, 4, 1, 3]  # a patient's own slices still ascend
-    mixed = evaluate_masks(probabilities[order], targets[order], [PATIENTS[i] for i in order])["per_patient"]
-    plain = evaluate_masks(probabilities, targets, PATIENTS)["per_patient"]
-    assert mixed["names"] == ["a", "b", "c"]
+    mixed = evaluate_masks(probabilities[order], targets[order], [PATIENTS[i] for i in order]).per_patient
+    plain = evaluate_masks(probabilities, targets, PATIENTS).per_patient
+    assert mixed.names == ["a", "b", "c"]
     for figure in ("slices", "dice", "iou", "hd95_px", "dice_largest_component"):
-        assert dict(zip(mixed["names"], mixed[figure], strict=True)) == dict(
-            zip(plain["names"], plain[figure], strict=True)
+        assert dict(zip(mixed.names, getattr(mixed, figure), strict=True)) == dict(
+            zip(plain.names, getattr(plain, figure), strict=True)
         )
 
 
 def test_a_set_without_tumour_and_prediction_has_a_report() -> None:
-    report = evaluate_masks(np.zeros((2, 3, 3, 1), np.float32), np.zeros((2, 3, 3, 1), np.uint8), ["a", "a"])
-    assert report["tumour_slices"] == 0
-    assert report["pooled"] == {
-        "dice": 1,
-        "iou": 1,
-        "precision": None,
-        "recall": None,
-        "specificity": 1,
-        "accuracy": 1,
-    }
-    assert report["per_slice"] == {
-        "mean_dice_empty_as_one": 1,
-        "mean_dice_tumour_slices": None,
-        "mean_iou_empty_as_one": 1,
-        "mean_iou_tumour_slices": None,
-    }
-    assert report["per_patient"]["summary"]["dice"] == {  # one patient: a score, but no interval
-        "patients": 1,
-        "mean": 1,
-        "mean_interval": [None, None],
-        "median": 1,
-        "median_interval": [None, None],
-    }
-    assert report["per_patient"]["summary"]["hd95_px"] == {
-        "patients": 0,
-        "mean": None,
-        "mean_interval": [None, None],
-        "median": None,
-        "median_interval": [None, None],
-    }
-    assert report["reference"]["soft_dice_pooled"] == report["reference"]["soft_iou_pooled"] == 1
-    assert report["reference"]["recall_pooled"] is None
-    json.dumps(report, allow_nan=False)
+    scores = evaluate_masks(np.zeros((2, 3, 3, 1), np.float32), np.zeros((2, 3, 3, 1), np.uint8), ["a", "a"])
+    none = [None, None]
+    assert scores.tumour_slices == 0
+    assert scores.pooled == Pooled(dice=1, iou=1, precision=None, recall=None, specificity=1, accuracy=1)
+    assert scores.per_slice == PerSlice(1, None, 1, None)
+    # One patient: a score, but no interval.
+    assert scores.per_patient.summary.dice == Summary(1, mean=1, mean_interval=none, median=1, median_interval=none)
+    assert scores.per_patient.summary.hd95_px == Summary(0, None, none, None, none)
+    assert scores.reference.soft_dice_pooled == scores.reference.soft_iou_pooled == 1
+    assert scores.reference.recall_pooled is None
+    json.dumps(scores.to_dict(), allow_nan=False)
 
 
 @given(mask_pairs(largest=4), SEEDS)
@@ -928,10 +907,10 @@ def test_a_report_of_anything_is_json_and_prints(pair: tuple[np.ndarray, np.ndar
     prediction, targets = (mask[..., :1] for mask in pair)
     probabilities = np.where(prediction, 0.75, 0.25).astype(np.float32)
     patients = rng.integers(3, size=len(targets)).astype(str).tolist()
-    report = evaluate_masks(probabilities, targets, patients)
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["pooled"]["dice"] == dice(count(prediction, targets))
-    text = format_report(report)
+    scores = evaluate_masks(probabilities, targets, patients)
+    assert json.loads(json.dumps(scores.to_dict(), allow_nan=False)) == scores.to_dict()
+    assert scores.pooled.dice == dice(count(prediction, targets))
+    text = format_report(scores)
     assert "None" not in text
     assert "nan" not in text
 
@@ -1009,7 +988,7 @@ Pooled over all pixels                    precision     recall  specificity   ac
 
 
 def test_the_printed_report_says_what_is_missing() -> None:
-    report = evaluate_masks(np.zeros((2, 3, 5, 1)), np.zeros((2, 3, 5, 1)), ["a", "a"], threshold=0.25)
+    scores = evaluate_masks(np.zeros((2, 3, 5, 1)), np.zeros((2, 3, 5, 1)), ["a", "a"], threshold=0.25)
     expected = """\
 Slices: 2, 0 with tumour. Patients: 1. Pixels: 3 x 5. Tumour is predicted where its probability is above 0.25.
 
@@ -1028,4 +1007,4 @@ The same predictions, other definitions     Dice     IoU
 Pooled over all pixels                    precision     recall  specificity   accuracy
   predictions                                   n/a        n/a       1.0000     1.0000
   reference: threshold 0.5                                 n/a                  1.0000"""
-    assert format_report(report) == expected
+    assert format_report(scores) == expected
