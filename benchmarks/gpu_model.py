@@ -12,6 +12,7 @@ floor; it says where the time has to go and what is worth a try.
 import argparse
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,16 @@ class Counting(SpecificationKernels):
             return method
 
         def note(*arguments: Any, **_: Any) -> None:
-            arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+            arrays = [single for single in singles(arguments) if isinstance(single, np.ndarray)]
             self.calls.append((name, flop(name, arrays), moved(name, arrays)))
 
         return note
+
+
+def singles(arguments: Iterable[Any]) -> Iterator[Any]:
+    """The arguments of a call, and in the place of a group (a Norm, a Mask) what is in it."""
+    for argument in arguments:
+        yield from argument if isinstance(argument, tuple) else (argument,)
 
 
 def moved(name: str, arrays: list[Array]) -> float:
@@ -77,7 +84,7 @@ def count(net: UNet, size: int, batch: int, precision: str) -> list[tuple[str, f
     kernels = Counting(precision)
     x = np.zeros((batch, size, size, 3), np.float32)
     garbage = np.errstate(all="ignore")  # what the kernels did not compute
-    with garbage, CudaEngine(net, SegmentationLoss(), batch, (size, size), precision, kernels) as engine:
+    with garbage, CudaEngine(net, SegmentationLoss(), batch, (size, size), kernels) as engine:
         engine.loss_and_grads(x, x[..., :1], Key(0))
     weights = sum(array.nbytes for array in net.parameters().values())
     return [*kernels.calls, ("adamw", 0.0, 7.0 * weights)]

@@ -29,7 +29,7 @@ from minunet.base.durable import json_text, write_text
 from minunet.base.rng import Key
 from minunet.engines.cuda import choice
 from minunet.engines.cuda.row3 import Row3Kernels
-from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.engines.cuda.specification import SpecificationKernels, Weight
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
@@ -224,7 +224,7 @@ def conv_layer(
 
 def kernels_for(machine: Machine, precision: str) -> list[SpecificationKernels]:
     """What minunet has for a precision, the engine's choice first."""
-    chosen = choice.make(machine.xp, precision)
+    chosen = choice.make(machine.xp, precision, choice.choose(precision))
     slower = chosen.name != "row3" and precision == "float32"
     return [chosen, Row3Kernels(machine.xp, precision)] if slower else [chosen]
 
@@ -245,7 +245,7 @@ def add_ours(
     images, gradient, w = activation(x), activation(dy), machine.put(weight)
     y, dx, dw = machine.xp.empty_like(gradient), machine.xp.empty_like(images), machine.xp.empty_like(w)
     mean, var = (machine.xp.empty(weight.shape[3], dtype="float32") for _ in range(2))
-    kernels.prepare_weights({"w": w})
+    kernels.prepare_weights([Weight(w, transposed=False)])
     passes["forward"][kernels.name] = lambda: kernels.conv3x3(images, w, y, mean, var)
     passes["grad-input"][kernels.name] = lambda: kernels.conv3x3_grad_input(gradient, w, dx)
     passes["grad-weight"][kernels.name] = lambda: kernels.conv3x3_grad_weight(images, gradient, dw)
@@ -415,7 +415,7 @@ class Stopwatch:
         def timed(*arguments: Any, **named: Any) -> Any:
             before = self.moment()
             result = method(*arguments, **named)
-            arrays = [argument for argument in arguments if hasattr(argument, "nbytes")]
+            arrays = [single for single in gpu_model.singles(arguments) if hasattr(single, "nbytes")]
             self.calls.append((name, arrays, before, self.moment()))
             return result
 

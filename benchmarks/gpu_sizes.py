@@ -17,7 +17,7 @@ from minunet import engines
 from minunet.base.backend import Array, to_numpy
 from minunet.base.rng import Key
 from minunet.engines.cuda import choice
-from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.engines.cuda.specification import SpecificationKernels, Weight
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
@@ -89,7 +89,7 @@ def one_convolution(
     x = few_bits(draw, n, size, size, in_channels)
     dy = few_bits(draw, n, side, side, out_channels)
     weight = few_bits(draw, 3, 3, in_channels, out_channels)
-    kernels = choice.make(machine.xp, precision)
+    kernels = choice.make(machine.xp, precision, choice.choose(precision))
     found = ours(machine, kernels, transposed, x, dy, weight)
     expected = theirs(machine, transposed, x, dy, weight)
     distances = {name: _distance(machine, found[name], expected[name]) for name in found}
@@ -120,7 +120,7 @@ def ours(
     images, gradient, w = activation(x), activation(dy), machine.put(weight)
     y, dx, dw = xp.empty_like(gradient), xp.empty_like(images), xp.empty_like(w)
     first, second = (xp.empty(weight.shape[3], dtype="float32") for _ in range(2))
-    kernels.prepare_weights({"up.weight" if transposed else "conv.weight": w})
+    kernels.prepare_weights([Weight(w, transposed)])
     if transposed:
         kernels.conv_transpose(images, w, xp.zeros(weight.shape[3], dtype="float32"), y)
         kernels.conv_transpose_grad_input(gradient, w, dx)

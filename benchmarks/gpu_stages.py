@@ -28,6 +28,7 @@ from minunet.base.backend import resolve_device  # noqa: E402
 from minunet.base.errors import UserError  # noqa: E402
 from minunet.engines.cuda import device as engine_device  # noqa: E402
 from minunet.engines.cuda.kernels import CupyKernels  # noqa: E402
+from minunet.engines.cuda.specification import Weight  # noqa: E402
 
 #: (file, text, what stands in its place). The compiler must not see that a stage is never run: `rounded` is 0 or 1.
 Change = tuple[str, str, str]
@@ -130,7 +131,7 @@ def left_out(cupy: Any, precision: str) -> None:
                 x, y = (cupy.empty(shape, kernels.dtype) for _ in range(2))
                 for array in (x, y):
                     kernels.store(array, cupy.asarray(draw.standard_normal(shape, dtype=np.float32)))
-                kernels.prepare_weights({"w": weight})
+                kernels.prepare_weights([Weight(weight, transposed=False)])
                 dweight, result = cupy.empty_like(weight), cupy.empty_like(y)
                 calls = (
                     lambda: kernels.conv3x3(x, weight, result),  # noqa: B023  # called in this turn

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_machine, gpu_report, gpu_sizes, gpu_stages
+from benchmarks import gpu, gpu_machine, gpu_model, gpu_report, gpu_sizes, gpu_stages
 from minunet.base.errors import UserError
 from minunet.engines.cuda.programs import FOLDER
+from minunet.network.unet import UNet
 
 SCRIPT = Path(gpu.__file__)
 
@@ -22,7 +23,7 @@ def bench(*arguments, cwd):
 
 
 def test_a_dry_run_writes_its_report(tmp_path):
-    names = ["correctness", "sizes", "ceilings", "step", "profile"]
+    names = ["correctness", "sizes", "ceilings", "layers", "step", "profile"]
     parts = [word for name in names for word in ("--part", name)]
     done = bench("--dry-run", *parts, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -33,6 +34,7 @@ def test_a_dry_run_writes_its_report(tmp_path):
     assert "minunet, cuda, float32, row3" in report
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(found) == names
+    assert '"error"' not in json.dumps(found)
     assert {"conv3x3", "conv3x3, 16 pixels", "adamw"} < found["profile"]["float32"]["kinds"].keys()
     assert found["correctness"]["engine, float32"]["gradients"] < 1e-5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
@@ -169,13 +171,20 @@ def test_a_ratio_is_theirs_over_ours_round_by_round():
 
 
 def test_the_layers_are_those_of_the_network():
-    from minunet.network.unet import UNet
-
     shapes = {name: shape for name, *shape in gpu_sizes.conv_shapes(64, 224)}
     parameters = UNet().parameters()
     for name, (_, in_channels, out_channels) in shapes.items():
         assert parameters[f"{name}.weight"].shape == (3, 3, in_channels, out_channels)
     assert (shapes["down1.conv1"][0], shapes["bottleneck.conv2"][0], shapes["up4.conv1"][0]) == (224, 14, 28)
+
+
+def test_a_steps_calls_are_counted_with_the_arrays_of_their_groups():
+    calls = gpu_model.count(UNet(widths=(2, 4), dropout=0.3), size=8, batch=2, precision="bf16")
+    counted = {name: (work, moved) for name, work, moved in calls}
+    assert counted["conv3x3_grad_weight"] == (2 * 9 * 3 * 2 * 2 * 64, 2 * 2 * 64 * (3 + 2) + 4 * 9 * 3 * 2)
+    of_level, of_channels = 2 * 2 * 64, 4 * 2  # bytes a channel, bytes of a vector
+    assert counted["norm_relu_backward"] == (0, 2 * (3 * 2 * of_level + 6 * of_channels))
+    assert counted["norm_relu_pool_backward"] == (0, 2 * (3.25 * 2 * of_level + 6 * of_channels))
 
 
 def test_a_measurement_that_fails_costs_only_itself():

@@ -82,8 +82,8 @@ def kernel_argument(value: Any, address: Any) -> np.generic:
     """``value`` as a NumPy scalar of the size that the kernel takes: an array becomes its address."""
     if value is None:
         return np.uintp(0)
-    if isinstance(value, bool | np.generic):
-        return np.int32(value) if isinstance(value, bool) else value
+    if isinstance(value, np.generic):
+        return value
     if isinstance(value, int):
         return np.int32(value)
     return np.float32(value) if isinstance(value, float) else np.uintp(address(value))

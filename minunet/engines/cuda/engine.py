@@ -23,10 +23,10 @@ In floats for each pixel of level l, with C channels, that is 2C (y1, y2) on eac
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,14 +36,13 @@ from minunet.base.errors import UserError
 from minunet.data.augment import PixelPasses
 from minunet.engines import memory
 from minunet.engines.cuda.optimizer import MultiTensorAdamW, MultiTensorEMA
-from minunet.engines.cuda.specification import SpecificationKernels
-from minunet.network.layers import Arrays
+from minunet.engines.cuda.specification import Mask, Norm, SpecificationKernels, Weight
+from minunet.network.blocks import DoubleConv
+from minunet.network.layers import Arrays, BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.ops import sigmoid_forward
 from minunet.training.step import Engine
-
-EPS = 1e-3  # of the batch norms
 
 
 def takes(net: UNet) -> str | None:
@@ -75,61 +74,56 @@ class CudaEngine(Engine):
         reason: str | None = None,
     ) -> None:
         super().__init__(net, loss)
+        self.lock = threading.RLock()
         xp = array_module(net.head.weight)
         self.kernels, self.reason = kernels, reason
         self.passes = KernelPasses(kernels)
         self.name = f"cuda, {kernels.precision}, {kernels.name}"
-        self.dtype = str(net.head.weight.dtype)
         free = memory.available_bytes(net)
         try:
-            self.buffers: Buffers | None = Buffers(xp, net, max_batch, *image_size, self.kernels.dtype)
-            sizes = {name: array.size for name, array in net.parameters().items()}
+            self.buffers: Buffers | None = Buffers(xp.empty, net, max_batch, *image_size, kernels.dtype)
             # One long array: its norm is one sum. The gradients of conv biases are 0 and stay so.
-            self.all_grads = xp.zeros(sum(sizes.values()), dtype=self.dtype)
+            size = sum(array.size for array in net.parameters().values())
+            self.all_grads = xp.zeros(size, dtype=net.head.weight.dtype)
         except MemoryError:
             needed = partial(step_bytes, precision=kernels.precision, row3=kernels.name == "row3")
             advice = memory.advice(net, image_size, max_batch, free, needed)
             raise UserError(f"--batch-size: out of GPU memory, {advice}") from None
-        self.grads: Arrays = {}
-        start = 0
-        for name, array in net.parameters().items():
-            self.grads[name] = self.all_grads[start : start + array.size].reshape(array.shape)
-            start += array.size
-
-        running = net.buffers()
-        self.stats: Arrays = {name: xp.empty_like(array) for name, array in running.items()}
-        self.stats_table = self.kernels.table([list(running.values()), list(self.stats.values())])
+        self.results = _results(net, self.all_grads)
+        self.grads: Arrays = self.results.parameters()
+        self.stats: Arrays = self.results.buffers()
+        self.stats_table = kernels.table([list(net.buffers().values()), list(self.stats.values())])
 
     def close(self) -> None:
-        self.buffers = None
-        self.grads, self.all_grads = {}, None
+        self.buffers = self.results = self.all_grads = None
+        self.grads = {}
 
     # --- The training step --------------------------------------------------------------------------------------------
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         buffers, n = self.buffers, len(x)
         assert buffers is not None, "the engine has been closed"
-        bottom = buffers.levels[-1]
+        _, height, width, _ = buffers.bottleneck.y1.shape
         # Images of another size go the plain way; and one value a channel at the bottom, which it refuses: no variance.
-        if not buffers.take(x) or n * bottom.height * bottom.width == 1:
+        if not buffers.take(x) or n * height * width == 1:
             return super().loss_and_grads(x, target, key)
-        step = _Step(self.kernels, self.net, buffers, n, self.loss, self.grads)
-        step.forward(x, True, key)
-        value = step.backward(target)
-        step.batch_stats(self.stats)
-        return value.item(), self.grads, self.stats  # the first line that waits for the device
+        self.claim_training()
+        with self.lock:
+            step = _Step(self.kernels, self.net, self.results, buffers, n, training=True)
+            step.forward(x, key)
+            value = step.backward(target, self.loss)
+            return value.item(), self.grads, self.stats  # the first line that waits for the device
 
     def logits(self, x: Array, net: UNet | None = None) -> Array:
-        step = _Step(self.kernels, net or self.net, self._buffers(x), len(x), self.loss, self.grads)
-        return step.forward(x, False).copy()
+        """As the plain path. Images of another size or number than the engine's get buffers of their own."""
+        with self.lock:
+            step = _Step(self.kernels, net or self.net, self.results, self._buffers(x), len(x), training=False)
+            return step.forward(x).copy()
 
     def predict(self, x: Array, net: UNet | None = None) -> Array:
-        xp = array_module(x)
-        _, height, width, _ = x.shape
-        multiple = 2**self.net.depth
-        padding = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
-        logits = self.logits(xp.pad(x, padding, mode="edge"), net)
-        probabilities, _ = sigmoid_forward(logits[:, :height, :width])
+        """As the plain path: the images are padded for the network, and the result is cropped."""
+        logits = self.logits((net or self.net).pad(x), net)
+        probabilities, _ = sigmoid_forward(logits[:, : x.shape[1], : x.shape[2]])
         return probabilities
 
     def _buffers(self, x: Array) -> "Buffers":
@@ -138,11 +132,12 @@ class CudaEngine(Engine):
         if self.buffers.take(x):
             return self.buffers
         n, height, width, _ = x.shape
-        return Buffers(array_module(x), self.net, n, height, width, self.kernels.dtype)
+        return Buffers(array_module(x).empty, self.net, n, height, width, self.kernels.dtype)
 
     # --- After it -----------------------------------------------------------------------------------------------------
 
     def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
+        """As the plain path. The engine's own gradients are scaled in place, all in one."""
         if grads is not self.grads:
             return super().clip(grads, max_norm)
         norm = math.sqrt(self.kernels.sum_of_squares(self.all_grads).item())
@@ -151,6 +146,7 @@ class CudaEngine(Engine):
         return grads, norm
 
     def update_running_stats(self, batch_stats: Mapping[str, Array], momentum: float) -> None:
+        """As the plain path. What the engine has found itself is averaged in one launch."""
         if batch_stats is self.stats:
             self.kernels.lerp(self.stats_table, momentum)
         else:
@@ -161,6 +157,20 @@ class CudaEngine(Engine):
 
     def average(self, values: Arrays, max_decay: float) -> MultiTensorEMA:
         return MultiTensorEMA(self.kernels, values, max_decay)
+
+
+def _results(net: UNet, all_grads: Array) -> Any:
+    """A copy of ``net`` whose arrays receive what a step finds.
+
+    In the place of each parameter it has the parameter's gradient, a view of the long array ``all_grads``; in the place
+    of the running statistics new arrays for those of the batch.
+    """
+    places = {id(array): array_module(array).empty_like(array) for array in net.buffers().values()}
+    start = 0
+    for array in net.parameters().values():
+        places[id(array)] = all_grads[start : start + array.size].reshape(array.shape)
+        start += array.size
+    return map_arrays(net, lambda array: places[id(array)])
 
 
 class KernelPasses(PixelPasses):
@@ -184,73 +194,70 @@ class KernelPasses(PixelPasses):
         return noisy
 
 
-class Level:
-    """The buffers of one level of the U; the bottleneck has no right side."""
+class Outputs(NamedTuple):
+    """What the convolutions of a block give, without their biases. Backward writes the gradients over it."""
 
-    def __init__(self, height: int, width: int, channels: int) -> None:
-        self.height, self.width, self.channels = height, width, channels
-        self.left: tuple[Array, Array]  # y1, y2 (N, H, W, C) of the way down
-        self.right: tuple[Array, Array]  # and of the way up
-        self.concat: Array  # (N, H, W, 2C): what came up, then the skip
-        self.pooled: Array  # (N, H/2, W/2, C)
-        self.concat_bits: Array | None = None  # dropout masks, 16 values a word
-        self.pooled_bits: Array | None = None
+    y1: Array  # (N, H, W, C)
+    y2: Array  # (N, H, W, C)
+
+
+class Level(NamedTuple):
+    """The buffers of one level of the U above the bottleneck."""
+
+    down: Outputs  # of the block on the left side
+    up: Outputs  # of the block on the right side
+    concat: Array  # (N, H, W, 2C): what came up, then the skip
+    pooled: Array  # (N, H/2, W/2, C)
+    concat_bits: Array | None  # uint16 (N, words): the dropout mask of concat, 16 values a word; None without dropout
+    pooled_bits: Array | None  # that of pooled
 
 
 class Buffers:
-    """All memory that a step on up to ``max_batch`` images of ``height`` x ``width`` pixels writes to."""
+    """All memory that a step on up to ``max_batch`` images of ``height`` x ``width`` pixels writes to.
 
-    def __init__(self, xp: ModuleType, net: UNet, max_batch: int, height: int, width: int, dtype: str) -> None:
-        self.max_batch = max_batch
-        real = str(net.head.weight.dtype)
-        arrays = {
-            name: xp.empty(shape, dtype={"activation": dtype, "bits": "uint16", "real": real}[kind])
-            for name, kind, shape in plan(net, max_batch, height, width)
-        }
-        self.images, self.scratch = arrays["images"], arrays["scratch"]
-        self.logits, self.dlogits = arrays["logits"], arrays["dlogits"]
-        self.value = xp.empty(1, dtype=real)
-        self.levels = []
-        for i, channels in enumerate(net.config["widths"]):
-            level = Level(height >> i, width >> i, channels)
-            level.left = arrays[f"{i}.left1"], arrays[f"{i}.left2"]
-            if i < net.depth:
-                level.right = arrays[f"{i}.right1"], arrays[f"{i}.right2"]
-                level.concat, level.pooled = arrays[f"{i}.concat"], arrays[f"{i}.pooled"]
-                level.concat_bits, level.pooled_bits = arrays.get(f"{i}.concat_bits"), arrays.get(f"{i}.pooled_bits")
-            self.levels.append(level)
+    ``empty`` makes an array of a shape and a dtype, as NumPy's and CuPy's do. Activations have the dtype ``dtype``.
+    """
+
+    def __init__(
+        self,
+        empty: Callable[[tuple[int, ...], str], Array],
+        net: UNet,
+        max_batch: int,
+        height: int,
+        width: int,
+        dtype: str,
+    ) -> None:
+        config = net.config
+
+        def activation(level: int, channels: int) -> Array:
+            return empty((max_batch, height >> (level - 1), width >> (level - 1), channels), dtype)
+
+        def outputs(level: int, channels: int) -> Outputs:
+            return Outputs(activation(level, channels), activation(level, channels))
+
+        def bits(masked: Array) -> Array | None:
+            words = -(-math.prod(masked.shape[1:]) // 16)
+            return empty((max_batch, words), "uint16") if config["dropout"] > 0 else None
+
+        self.images = activation(1, config["in_channels"])
+        self.levels: list[Level] = []  # from the top
+        for part in net.topology:
+            level, channels = part.level, part.out_channels
+            if part.kind == "down":
+                down, up = outputs(level, channels), outputs(level, channels)
+                concat, pooled = activation(level, 2 * channels), activation(level + 1, channels)
+                self.levels.append(Level(down, up, concat, pooled, bits(concat), bits(pooled)))
+            elif part.kind == "bottleneck":
+                self.bottleneck = outputs(level, channels)
+        largest = max([self.bottleneck.y1.size, *(level.down.y1.size for level in self.levels)])
+        self.scratch = empty((largest,), dtype)  # as large as the largest y
+        real, of_logits = str(net.head.weight.dtype), (max_batch, height, width, config["out_channels"])
+        self.logits, self.dlogits = empty(of_logits, real), empty(of_logits, real)
+        self.value = empty((1,), real)  # the loss
 
     def take(self, x: Array) -> bool:
         """Whether they are large enough for images ``x`` of just this size."""
-        top = self.levels[0]
-        return len(x) <= self.max_batch and x.shape[1:3] == (top.height, top.width)
-
-    def scratch_for(self, n: int, level: Level) -> Array:
-        """The scratch as ``n`` images of a level."""
-        shape = (n, level.height, level.width, level.channels)
-        return self.scratch[: math.prod(shape)].reshape(shape)
-
-
-def plan(net: UNet, n: int, height: int, width: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, kind ("activation", "bits" or "real") and shape of each buffer."""
-    config = net.config
-    largest = 0
-    yield "images", "activation", (n, height, width, config["in_channels"])
-    for i, channels in enumerate(config["widths"]):
-        h, w = height >> i, width >> i
-        largest = max(largest, n * h * w * channels)
-        names = [f"{i}.left1", f"{i}.left2"] + ([f"{i}.right1", f"{i}.right2"] if i < net.depth else [])
-        for name in names:
-            yield name, "activation", (n, h, w, channels)
-        if i < net.depth:
-            yield f"{i}.concat", "activation", (n, h, w, 2 * channels)
-            yield f"{i}.pooled", "activation", (n, h // 2, w // 2, channels)
-            if config["dropout"] > 0:
-                yield f"{i}.concat_bits", "bits", (n, -(-h * w * 2 * channels // 16))
-                yield f"{i}.pooled_bits", "bits", (n, -(-h // 2 * (w // 2) * channels // 16))
-    yield "scratch", "activation", (largest,)
-    for name in ("logits", "dlogits"):
-        yield name, "real", (n, height, width, config["out_channels"])
+        return len(x) <= len(self.images) and x.shape[1:3] == self.images.shape[1:3]
 
 
 def step_bytes(
@@ -266,227 +273,234 @@ def step_bytes(
     >>> [round(step_bytes(net, (256, 256), 16, precision) / 1e9, 2) for precision in ("float32", "tf32", "bf16")]
     [1.16, 1.16, 0.73]
     """
-    sizes = {"activation": 2 if precision == "bf16" else 4, "bits": 2, "real": 4}
-    buffers = {name: sizes[kind] * math.prod(shape) for name, kind, shape in plan(net, batch, *image_size)}
+    arrays: list[np.ndarray] = []
+
+    def counted(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        arrays.append(np.broadcast_to(np.empty((), dtype), shape))  # of this shape, but it takes no memory
+        return arrays[-1]
+
+    buffers = Buffers(counted, net, batch, *image_size, "uint16" if precision == "bf16" else "float32")
     weights = sum(array.nbytes for array in net.parameters().values())
     if row3:
-        working = 6 * buffers["scratch"]
+        working = 6 * buffers.scratch.nbytes
     else:
-        windows = 9 * buffers["images"] * 32 // 27  # of the first convolution: 27 numbers, filled up to 32 (windows.cu)
-        working = 2 * weights * sizes["activation"] // 4 + windows + 2**28
-    return sum(buffers.values()) + 5 * weights + working
+        windows = 9 * buffers.images.nbytes * 32 // 27  # of the first convolution: 27 numbers, filled up to 32
+        working = 2 * weights * buffers.images.itemsize // 4 + windows + 2**28
+    return sum(array.nbytes for array in arrays) + 5 * weights + working
 
 
-class _Norm:
-    """One convolution and the batch norm after it: its output, and its statistics."""
+class _Conv(NamedTuple):
+    """A convolution without its bias and the batch norm after it, in one step."""
 
-    def __init__(self, y: Array, parameters: Arrays, block: str, number: int) -> None:
-        self.y, self.conv, self.norm = y, f"{block}.conv{number}", f"{block}.norm{number}"
-        self.weight = parameters[f"{self.conv}.weight"]
-        self.bias = parameters.get(f"{self.conv}.bias")
-        self.gamma, self.beta = parameters[f"{self.norm}.gamma"], parameters[f"{self.norm}.beta"]
-        self.mean: Array
-        self.var: Array
+    weight: Array  # (3, 3, C_in, C_out)
+    bias: Array | None  # (C_out,), left out
+    norm: Norm  # of the convolution's output y, over which backward writes dy
+    dweight: Array  # where the gradients go
+    dgamma: Array
+    dbeta: Array
 
-    @property
-    def arguments(self) -> tuple[Array, Array, Array, Array, Array]:
-        """What every kernel of a batch norm begins with."""
-        return self.y, self.mean, self.var, self.gamma, self.beta
+
+class _Block(NamedTuple):
+    """A double convolution in one step."""
+
+    x: Array  # (N, H, W, C_in), the input; backward writes dx over it, except over the images
+    mask: Mask | None  # the dropout that x has gone through
+    conv1: _Conv
+    conv2: _Conv
+
+
+class _Down(NamedTuple):
+    """A step down the left side."""
+
+    block: _Block
+    skip: Array  # (N, H, W, C), the second half of the concatenation; then its gradient
+    skip_mask: Mask | None
+    pooled: Array  # (N, H/2, W/2, C), which is the x of the block below; then its gradient
+    pooled_mask: Mask | None
+
+
+class _Up(NamedTuple):
+    """A step up the right side."""
+
+    below: _Block  # the block whose result comes up
+    weight: Array  # (K, K, C_below, C), of the transposed convolution
+    bias: Array  # (C,)
+    dweight: Array  # where their gradients go
+    dbias: Array
+    y: Array  # (N, H, W, C), its output: the first half of the concatenation; then dy
+    block: _Block
 
 
 class _Step:
-    """One pass of ``net`` over ``n`` images in ``buffers``: forward, and in training backward."""
+    """One pass of ``net`` over ``n`` images in ``buffers``: forward, and in training backward.
+
+    ``results`` is a network of the same layers. Its parameters receive the gradients, its running statistics those of
+    the batch. ``ddown`` is the layer of ``results`` that belongs to the layer ``down``, and so with the others.
+    """
 
     def __init__(
-        self,
-        kernels: SpecificationKernels,
-        net: UNet,
-        buffers: Buffers,
-        n: int,
-        loss: SegmentationLoss,
-        grads: Arrays,
+        self, kernels: SpecificationKernels, net: UNet, results: UNet, buffers: Buffers, n: int, training: bool
     ) -> None:
-        self.kernels, self.net, self.buffers, self.n, self.loss, self.grads = kernels, net, buffers, n, loss, grads
-        self.parameters, self.running = net.parameters(), net.buffers()
-        self.scale = 1 / (1 - net.config["dropout"])
-        self.training = False
-        self.norms: dict[str, tuple[_Norm, _Norm]] = {}
-        levels = buffers.levels
-        for i, level in enumerate(levels):
-            name = "bottleneck" if i == net.depth else f"down{i + 1}"
-            self.norms[name] = self._pair(name, level.left)
-            if i < net.depth:
-                self.norms[f"up{i + 1}"] = self._pair(f"up{i + 1}", level.right)
+        self.kernels, self.net, self.dhead = kernels, net, results.head
+        self.buffers, self.n, self.training = buffers, n, training
+        self.images, self.logits = buffers.images[:n], buffers.logits[:n]
+        # In the order of forward: the downs from the top, the ups from the bottom.
+        self.downs: list[_Down] = []
+        self.ups: list[_Up] = []
+        x: Array = self.images
+        mask: Mask | None = None
+        for down, up, ddown, level in zip(net.downs, net.ups, results.downs, buffers.levels, strict=True):
+            block = self._make_block(down.convs, ddown.convs, x, mask, level.down)
+            channels = level.pooled.shape[3]
+            skip = level.concat[:n, :, :, channels:]
+            skip_mask = self._make_mask(level.concat_bits, up.dropout, 2 * channels, channels)
+            x, mask = level.pooled[:n], self._make_mask(level.pooled_bits, down.dropout, channels)
+            self.downs.append(_Down(block, skip, skip_mask, x, mask))
+        block = self.bottleneck = self._make_block(net.bottleneck, results.bottleneck, x, mask, buffers.bottleneck)
+        for up, dup, level in reversed(list(zip(net.ups, results.ups, buffers.levels, strict=True))):
+            below, channels, x = block, level.pooled.shape[3], level.concat[:n]
+            mask = self._make_mask(level.concat_bits, up.dropout, 2 * channels)
+            block = self._make_block(up.convs, dup.convs, x, mask, level.up)
+            y = x[:, :, :, :channels]
+            self.ups.append(_Up(below, up.up.weight, up.up.bias, dup.up.weight, dup.up.bias, y, block))
 
-    def _pair(self, block: str, ys: tuple[Array, Array]) -> tuple[_Norm, _Norm]:
-        first, second = (_Norm(y[: self.n], self.parameters, block, k) for k, y in enumerate(ys, start=1))
-        return first, second
+    def _make_block(
+        self, convs: DoubleConv, dconvs: DoubleConv, x: Array, mask: Mask | None, outputs: Outputs
+    ) -> _Block:
+        """The double convolution ``convs`` of ``x``; ``dconvs`` is its counterpart in ``results``."""
+        conv1 = self._make_conv(convs.conv1, convs.norm1, dconvs.conv1, dconvs.norm1, outputs.y1)
+        conv2 = self._make_conv(convs.conv2, convs.norm2, dconvs.conv2, dconvs.norm2, outputs.y2)
+        return _Block(x, mask, conv1, conv2)
+
+    def _make_conv(self, conv: Conv2d, norm: BatchNorm2d, dconv: Conv2d, dnorm: BatchNorm2d, y: Array) -> _Conv:
+        """``conv`` into ``y`` and then ``norm``; ``dconv`` and ``dnorm`` are their counterparts in ``results``."""
+        if self.training:
+            mean, var = dnorm.running_mean, dnorm.running_var  # which the convolution fills
+        else:
+            var = norm.running_var
+            mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias  # since y is without it
+        applied = Norm(y[: self.n], mean, var, norm.gamma, norm.beta, norm.eps)
+        return _Conv(conv.weight, conv.bias, applied, dconv.weight, dnorm.gamma, dnorm.beta)
+
+    def _make_mask(self, bits: Array | None, dropout: Dropout, channels: int, first: int = 0) -> Mask | None:
+        """In training: the mask in ``bits`` of images of ``channels``, of which those from ``first`` on are written."""
+        if bits is None or not self.training:
+            return None
+        return Mask(bits[: self.n], channels, first, 1 / (1 - dropout.rate))
+
+    def _scratch_like(self, y: Array) -> Array:
+        """The scratch in the shape of ``y``."""
+        return self.buffers.scratch[: y.size].reshape(y.shape)
 
     # --- Forward ------------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Array, training: bool, key: rng.Key | None = None) -> Array:
-        """The logits, in their buffer. Raises ValueError where ``net.forward`` does."""
-        self.net.check_input(x, training, key)
-        kernels, n, levels, depth = self.kernels, self.n, self.buffers.levels, self.net.depth
-        self.training = training
-        kernels.prepare_weights(self.parameters)
-        if training and key is not None:
+    def forward(self, x: Array, key: rng.Key | None = None) -> Array:
+        """The logits (N, H, W, K), in their buffer. Raises ValueError where ``net.forward`` does."""
+        kernels, head = self.kernels, self.net.head
+        self.net.check_input(x, self.training, key)
+        kernels.prepare_weights(_weights(self.net))
+        if key is not None:
             self._draw_masks(key)
-        image = self.buffers.images[:n]
-        kernels.store(image, x)
+        kernels.store(self.images, x)
 
-        for i, level in enumerate(levels[:-1]):
-            last = self._double_conv(f"down{i + 1}", level, image)
-            image = level.pooled[:n]
-            c = level.channels
-            kernels.norm_relu_pool(
-                *last.arguments,
-                level.concat[:n, :, :, c:],
-                image,
-                EPS,
-                self._mask(level.concat_bits),
-                (2 * c, c),
-                self._mask(level.pooled_bits),
-                self.scale,
-            )
-        last = self._double_conv("bottleneck", levels[-1], image)
-        for i in reversed(range(depth)):
-            level, below = levels[i], levels[i + 1]
-            c, up = level.channels, f"up{i + 1}.up"
-            a = self.buffers.scratch_for(n, below)
-            kernels.norm_relu(*last.arguments, a, EPS)
-            kernels.conv_transpose(
-                a,
-                self.parameters[f"{up}.weight"],
-                self.parameters[f"{up}.bias"],
-                level.concat[:n, :, :, :c],
-                self._mask(level.concat_bits),
-                (2 * c, 0),
-                self.scale,
-            )
-            last = self._double_conv(f"up{i + 1}", level, level.concat[:n])
-        a = self.buffers.scratch_for(n, levels[0])
-        kernels.norm_relu(*last.arguments, a, EPS)
-        logits = self.buffers.logits[:n]
-        kernels.head(a, self.parameters["head.weight"], self.parameters["head.bias"], logits)
-        return logits
-
-    def _double_conv(self, block: str, level: Level, x: Array) -> _Norm:
-        """Both convolutions of a block. Returns the second, whose batch norm is still to be applied."""
-        first, second = self.norms[block]
-        a = self.buffers.scratch_for(self.n, level)
-        self._conv(first, x)
-        self.kernels.norm_relu(*first.arguments, a, EPS)
-        self._conv(second, a)
-        return second
-
-    def _conv(self, norm: _Norm, x: Array) -> None:
-        """A convolution without its bias, and the statistics that its batch norm will use."""
-        if self.training:
-            empty_like = array_module(norm.gamma).empty_like
-            norm.mean, norm.var = empty_like(norm.gamma), empty_like(norm.gamma)
-            self.kernels.conv3x3(x, norm.weight, norm.y, norm.mean, norm.var)
-        else:
-            mean, norm.var = self.running[f"{norm.norm}.running_mean"], self.running[f"{norm.norm}.running_var"]
-            norm.mean = mean if norm.bias is None else mean - norm.bias
-            self.kernels.conv3x3(x, norm.weight, norm.y)
+        for down in self.downs:
+            norm = self._double_conv(down.block)
+            kernels.norm_relu_pool(norm, down.skip, down.pooled, down.skip_mask, down.pooled_mask)
+        norm = self._double_conv(self.bottleneck)
+        for up in self.ups:
+            a = self._scratch_like(norm.y)
+            kernels.norm_relu(norm, a)
+            kernels.conv_transpose(a, up.weight, up.bias, up.y, up.block.mask)
+            norm = self._double_conv(up.block)
+        a = self._scratch_like(norm.y)
+        kernels.norm_relu(norm, a)
+        kernels.head(a, head.weight, head.bias, self.logits)
+        return self.logits
 
     def _draw_masks(self, key: rng.Key) -> None:
-        rate, depth = self.net.config["dropout"], self.net.depth
-        if rate == 0:
-            return
-        for i, level in enumerate(self.buffers.levels[:-1]):
-            for bits, stream in ((level.pooled_bits, i), (level.concat_bits, depth + i)):
-                assert bits is not None
-                self.kernels.dropout_bits(bits[: self.n], key._replace(stream=rng.DROPOUT + stream), rate)
+        """Draw the dropout masks of a training step: of each level those of the pooled image and the concatenation."""
+        for down, up, level in zip(self.net.downs, self.net.ups, self.buffers.levels, strict=True):
+            for dropout, bits in ((down.dropout, level.pooled_bits), (up.dropout, level.concat_bits)):
+                if bits is not None:
+                    layer_key = key._replace(stream=rng.DROPOUT + dropout.index)
+                    self.kernels.dropout_bits(bits[: self.n], layer_key, dropout.rate)
 
-    def _mask(self, bits: Array | None) -> Array | None:
-        return bits[: self.n] if self.training and bits is not None else None
+    def _double_conv(self, block: _Block) -> Norm:
+        """Both convolutions of a block. Returns the second batch norm, which is still to be applied."""
+        a = self._scratch_like(block.conv1.norm.y)
+        self._convolve(block.x, block.conv1)
+        self.kernels.norm_relu(block.conv1.norm, a)
+        self._convolve(a, block.conv2)
+        return block.conv2.norm
+
+    def _convolve(self, x: Array, conv: _Conv) -> None:
+        """A convolution without its bias; in training also the statistics that its batch norm will use."""
+        statistics = (conv.norm.mean, conv.norm.var) if self.training else ()
+        self.kernels.conv3x3(x, conv.weight, conv.norm.y, *statistics)
 
     # --- Backward -----------------------------------------------------------------------------------------------------
 
-    def backward(self, target: Array) -> Array:
-        """The loss (1,). Fills the gradients, and leaves the buffers of forward without their values.
+    def backward(self, target: Array, loss: SegmentationLoss) -> Array:
+        """The loss (1,). Fills ``results``, and leaves the buffers of forward without their values.
 
         Raises ValueError if ``target`` has not the shape of the logits.
         """
-        kernels, n, levels, depth = self.kernels, self.n, self.buffers.levels, self.net.depth
-        grads, parameters = self.grads, self.parameters
-        logits, dlogits, value = self.buffers.logits[:n], self.buffers.dlogits[:n], self.buffers.value
-        loss = self.loss
+        kernels, logits, dlogits, value = self.kernels, self.logits, self.buffers.dlogits[: self.n], self.buffers.value
         if target.shape != logits.shape:
             raise ValueError(f"target must have the shape of the prediction, {logits.shape}, got {target.shape}")
         target = array_module(target).ascontiguousarray(target, dtype=logits.dtype)
-        kernels.loss(logits, target, loss.dice_weight, loss.bce_weight, loss.smooth, loss.over, value, dlogits)
+        kernels.loss(logits, target, loss, value, dlogits)
 
-        da = self.buffers.scratch_for(n, levels[0])  # forward has left the head's input here
-        kernels.head_backward(dlogits, da, parameters["head.weight"], da, grads["head.weight"], grads["head.bias"])
+        da = self._scratch_like(self.ups[-1].block.conv2.norm.y)  # forward has left the head's input here
+        kernels.head_backward(dlogits, da, self.net.head.weight, da, self.dhead.weight, self.dhead.bias)
         # Down the right side of the U. A transposed convolution's input is worked out again, for the gradient of its
         # weights; then the gradient of that input is written over it.
-        for i in range(depth):
-            level, below = levels[i], levels[i + 1]
-            self._last_norm_backward(f"up{i + 1}", level)
-            concat = level.concat[:n]
-            self._double_conv_backward(f"up{i + 1}", level, concat, self._mask(level.concat_bits))
-            dup, up = concat[:, :, :, : level.channels], f"up{i + 1}.up"
-            a = self.buffers.scratch_for(n, below)
-            _, last = self.norms["bottleneck" if i + 1 == depth else f"up{i + 2}"]
-            kernels.norm_relu(*last.arguments, a, EPS)
-            kernels.conv_transpose_grad_weight(a, dup, grads[f"{up}.weight"], grads[f"{up}.bias"])
-            kernels.conv_transpose_grad_input(dup, parameters[f"{up}.weight"], a)
-        self._last_norm_backward("bottleneck", levels[-1])
+        for up in reversed(self.ups):
+            self._norm_backward(da, up.block.conv2)
+            self._double_conv_backward(up.block)
+            below = up.below.conv2.norm
+            da = self._scratch_like(below.y)
+            kernels.norm_relu(below, da)
+            kernels.conv_transpose_grad_weight(da, up.y, up.dweight, up.dbias)
+            kernels.conv_transpose_grad_input(up.y, up.weight, da)
+        self._norm_backward(da, self.bottleneck.conv2)
+        self._double_conv_backward(self.bottleneck)
         # Up the left side: a level's gradient is that of its skip and that of its pooled image together.
-        for i in reversed(range(depth + 1)):
-            name = "bottleneck" if i == depth else f"down{i + 1}"
-            if i < depth:
-                level = levels[i]
-                _, last = self.norms[name]
-                kernels.norm_relu_pool_backward(
-                    level.concat[:n, :, :, level.channels :],
-                    level.pooled[:n],
-                    *last.arguments,
-                    last.y,
-                    grads[f"{last.norm}.gamma"],
-                    grads[f"{last.norm}.beta"],
-                    EPS,
-                )
-            if i > 0:
-                above = levels[i - 1]
-                self._double_conv_backward(name, levels[i], above.pooled[:n], self._mask(above.pooled_bits))
-            else:
-                self._double_conv_backward(name, levels[i], self.buffers.images[:n], None, is_first=True)
+        for down in reversed(self.downs):
+            last = down.block.conv2
+            kernels.norm_relu_pool_backward(down.skip, down.pooled, last.norm, last.norm.y, last.dgamma, last.dbeta)
+            self._double_conv_backward(down.block)
+        self._add_biases()
         return value
 
-    def _last_norm_backward(self, block: str, level: Level) -> None:
-        """From the gradient of a block's result, in the scratch, to that of its second convolution, over y2."""
-        _, second = self.norms[block]
-        self._norm_backward(self.buffers.scratch_for(self.n, level), second)
+    def _norm_backward(self, da: Array, conv: _Conv) -> None:
+        """From the gradient of relu(norm(y)) to that of y, over y."""
+        self.kernels.norm_relu_backward(da, conv.norm, conv.norm.y, conv.dgamma, conv.dbeta)
 
-    def _norm_backward(self, da: Array, norm: _Norm) -> None:
-        dgamma, dbeta = self.grads[f"{norm.norm}.gamma"], self.grads[f"{norm.norm}.beta"]
-        self.kernels.norm_relu_backward(da, *norm.arguments, norm.y, dgamma, dbeta, EPS)
+    def _double_conv_backward(self, block: _Block) -> None:
+        """From dy2, which lies in y2, to the gradient of the block's input x, over x, through its dropout mask."""
+        kernels, conv1, conv2 = self.kernels, block.conv1, block.conv2
+        dy1, dy2 = conv1.norm.y, conv2.norm.y  # where they lie, or will
+        a = self._scratch_like(dy1)
+        kernels.norm_relu(conv1.norm, a)
+        kernels.conv3x3_grad_weight(a, dy2, conv2.dweight)
+        kernels.conv3x3_grad_input(dy2, conv2.weight, a)
+        self._norm_backward(a, conv1)
+        kernels.conv3x3_grad_weight(block.x, dy1, conv1.dweight)
+        if block.x is not self.images:  # nobody asks for the gradient of the images
+            kernels.conv3x3_grad_input(dy1, conv1.weight, block.x, block.mask)
 
-    def _double_conv_backward(
-        self, block: str, level: Level, x: Array, bits: Array | None, is_first: bool = False
-    ) -> None:
-        """From dy2, which lies in y2, to the gradient of the block's input ``x``, over x, through its dropout mask."""
-        kernels = self.kernels
-        first, second = self.norms[block]
-        scratch = self.buffers.scratch_for(self.n, level)
-        kernels.norm_relu(*first.arguments, scratch, EPS)
-        kernels.conv3x3_grad_weight(scratch, second.y, self.grads[f"{second.conv}.weight"])
-        kernels.conv3x3_grad_input(second.y, second.weight, scratch)
-        self._norm_backward(scratch, first)
-        kernels.conv3x3_grad_weight(x, first.y, self.grads[f"{first.conv}.weight"])
-        if not is_first:  # nobody asks for the gradient of the images
-            kernels.conv3x3_grad_input(first.y, first.weight, x, bits, self.scale)
+    def _add_biases(self) -> None:
+        """Put the biases that were left out back into the means of the batch, which the running average takes up."""
+        for block in [*(down.block for down in self.downs), self.bottleneck, *(up.block for up in self.ups)]:
+            for conv in (block.conv1, block.conv2):
+                if conv.bias is not None:
+                    mean = conv.norm.mean
+                    mean += conv.bias
 
-    def batch_stats(self, out: Arrays) -> None:
-        """The batch's statistics under the names of the running ones, the biases that were left out put back in."""
-        for name, array in out.items():
-            block, layer, statistic = name.split(".")
-            norm = self.norms[block][int(layer[-1]) - 1]
-            if statistic == "running_var":
-                array[...] = norm.var
-            else:
-                array[...] = norm.mean if norm.bias is None else norm.mean + norm.bias
+
+def _weights(net: UNet) -> list[Weight]:
+    """The weights of all convolutions in the blocks of ``net``, in the order of forward. The head is in none."""
+    layers = [layer for _, block in net.parts() for layer in block.children().values()]
+    convolutions = [layer for layer in layers if isinstance(layer, Conv2d | ConvTranspose2d)]
+    return [Weight(layer.weight, transposed=isinstance(layer, ConvTranspose2d)) for layer in convolutions]

@@ -24,7 +24,8 @@ from minunet.engines.cuda.programs import (
     Summing,
     Tile,
 )
-from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.engines.cuda.specification import Mask, Norm, SpecificationKernels, Weight
+from minunet.network.loss import SegmentationLoss
 
 
 class Direction(IntEnum):
@@ -37,7 +38,7 @@ class Direction(IntEnum):
 
 
 class Kernels(SpecificationKernels):
-    """The methods of the specification, by kernels on ``device``. What no kernel does the specification does."""
+    """The methods of the specification, by kernels on ``device``. They raise ValueError for shapes that do not fit."""
 
     def __init__(self, device: Device, precision: str) -> None:
         if precision not in PRECISIONS:
@@ -70,38 +71,31 @@ class Kernels(SpecificationKernels):
 
     # --- Convolutions: conv.cu, grad_weight.cu, weights.cu ------------------------------------------------------------
 
-    def prepare_weights(self, weights: dict[str, Array]) -> None:
-        """Lay out the weights of all convolutions but the head's for the kernels. To be called when they change.
-
-        ``weights`` are those of one network; the layouts of any other are forgotten.
-        """
+    def prepare_weights(self, weights: list[Weight]) -> None:
+        """Lay out ``weights`` for the kernels, in the memory of their former layouts; those of others are forgotten."""
         former, self._weights = self._weights, {}
-        for name, weight in weights.items():
-            if weight.ndim == 4 and not name.startswith("head"):
-                windows = not name.endswith("up.weight") and self._takes_windows(weight)
-                key = (self.device.address(weight), weight.shape, windows)
-                self._weights[key] = self._prepare(weight, windows, former.get(key))
+        for weight, transposed in weights:
+            windows = not transposed and self._takes_windows(weight)
+            key = (self.device.address(weight), weight.shape, windows)
+            self._weights[key] = self._prepare(weight, windows, former.get(key))
 
     def _prepare(self, weight: Array, windows: bool, into: "_Prepared | None" = None) -> "_Prepared":
         """The two layouts of ``weight``, in new memory or ``into`` those of an earlier step."""
         height, width, in_channels, out_channels = weight.shape
-        taps, panel = height * width, 4 * self.elements
-        tiles = self._tile(out_channels).channels, self._tile(in_channels).channels
+        taps = height * width
         if into is None:
-            forward_taps, forward_ins = (1, taps * in_channels) if windows else (taps, in_channels)
-            into = _Prepared(
-                *(
-                    self.xp.empty((taps, _parts(ins, panel), _parts(outs, tile), 4, tile, self.elements), self.dtype)
-                    for taps, ins, outs, tile in (
-                        (forward_taps, forward_ins, out_channels, tiles[0]),
-                        (taps, out_channels, in_channels, tiles[1]),
-                    )
-                )
-            )
+            forward = (1, taps * in_channels, out_channels) if windows else (taps, in_channels, out_channels)
+            into = _Prepared(self._panels(*forward), self._panels(taps, out_channels, in_channels))
         blocks = _parts(max(into.forward.size, into.grad_input.size) // self.elements, 256)
+        tiles = self._tile(out_channels).channels, self._tile(in_channels).channels
         sizes = (taps, in_channels, out_channels, *tiles, windows)
         self._launch("weights", "prepare_weight", blocks, 256, weight, into.forward, into.grad_input, *sizes)
         return into
+
+    def _panels(self, taps: int, in_channels: int, out_channels: int) -> Array:
+        """Memory for a layout of weights, see _Prepared."""
+        panels, tile = _parts(in_channels, 4 * self.elements), self._tile(out_channels).channels
+        return self.xp.empty((taps, panels, _parts(out_channels, tile), 4, tile, self.elements), self.dtype)
 
     def _prepared(self, weight: Array, windows: bool = False) -> "_Prepared":
         """The layouts that prepare_weights has made of ``weight``, or else new ones; ``windows``: for windows.cu."""
@@ -109,6 +103,7 @@ class Kernels(SpecificationKernels):
         return self._prepare(weight, windows) if found is None else found
 
     def conv3x3(self, x: Array, weight: Array, y: Array, mean: Array | None = None, var: Array | None = None) -> None:
+        """A 3x3 convolution of x into y. The statistics of y are taken tile by tile, and then put together."""
         _check_weight(weight, (3,), x.shape[3], y.shape[3])
         _check_images("y", y, x.shape[:3])
         windows, kernel = self._takes_windows(weight), 3
@@ -146,40 +141,23 @@ class Kernels(SpecificationKernels):
         self._launch("windows", "windows", blocks, 256, x, _pitch("x", x), windows, *sizes)
         return windows.reshape(n, height, width, parts * self.elements)
 
-    def conv3x3_grad_input(
-        self, dy: Array, weight: Array, dx: Array, bits: Array | None = None, scale: float = 1.0
-    ) -> None:
+    def conv3x3_grad_input(self, dy: Array, weight: Array, dx: Array, mask: Mask | None = None) -> None:
+        """The gradient of a 3x3 convolution's input: a convolution of dy, into dx, through the dropout mask of x."""
         _check_weight(weight, (3,), dx.shape[3], dy.shape[3])
         _check_images("dx", dx, dy.shape[:3])
-        mask = (bits, dx.shape[3], 0, scale)
         laid_out = self._prepared(weight, self._takes_windows(weight))
-        self._convolve(Direction.GRAD_INPUT, 3, dy, laid_out.grad_input, dx, mask=mask, rounded=1)
+        self._convolve(Direction.GRAD_INPUT, 3, dy, laid_out.grad_input, dx, mask=mask, rounded=True)
 
-    def conv_transpose(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        y: Array,
-        bits: Array | None = None,
-        channels: tuple[int, int] = (0, 0),
-        scale: float = 1.0,
-    ) -> None:
-        if weight.shape[0] not in (2, 3):
-            super().conv_transpose(x, weight, bias, y, bits, channels, scale)
-            return
+    def conv_transpose(self, x: Array, weight: Array, bias: Array, y: Array, mask: Mask | None = None) -> None:
+        """A transposed convolution of x, stride 2, into y, of twice the size; with its bias and then dropout."""
         n, height, width, _ = x.shape
         _check_weight(weight, (2, 3), x.shape[3], y.shape[3])
         _check_images("y", y, (n, 2 * height, 2 * width))
-        total, first = channels if channels[0] else (y.shape[3], 0)
-        mask = (bits, total, first, scale)
-        laid_out = self._prepared(weight)
-        self._convolve(Direction.UP, weight.shape[0], x, laid_out.forward, y, bias=bias, mask=mask, rounded=1)
+        laid_out = self._prepared(weight).forward
+        self._convolve(Direction.UP, weight.shape[0], x, laid_out, y, bias=bias, mask=mask, rounded=True)
 
     def conv_transpose_grad_input(self, dy: Array, weight: Array, dx: Array) -> None:
-        if weight.shape[0] not in (2, 3):
-            super().conv_transpose_grad_input(dy, weight, dx)
-            return
+        """The gradient of a transposed convolution's input: a convolution of dy with stride 2, into dx."""
         n, height, width, _ = dx.shape
         _check_weight(weight, (2, 3), dx.shape[3], dy.shape[3])
         _check_images("dy", dy, (n, 2 * height, 2 * width))
@@ -193,52 +171,50 @@ class Kernels(SpecificationKernels):
         weight: Array,
         y: Array,
         bias: Array | None = None,
-        mask: tuple[Array | None, int, int, float] = (None, 0, 0, 1.0),
+        mask: Mask | None = None,
         partials: Array | None = None,
-        rounded: int = 0,
+        rounded: bool = False,
     ) -> None:
-        n, height, width, _ = (
-            x.shape if direction != Direction.UP_GRAD_INPUT else y.shape
-        )  # of the smaller image, where they differ
+        """The launch behind every convolution: from ``x`` into ``y``, by a ``weight`` that is laid out for the kernel.
+
+        ``kernel`` is its side. ``partials`` receives the statistics of each tile; ``rounded``: y is rounded to what a
+        tensor core can multiply. The arguments of the launch are those of conv.cuh.
+        """
+        n, height, width, _ = y.shape if direction == Direction.UP_GRAD_INPUT else x.shape  # the smaller images
         tile = self._tile(y.shape[3])
         tiles, columns_log2 = _pixel_tiles(tile, n, height, width)
         parities = 4 if direction == Direction.UP else 1  # of the row and the column of y
         blocks = tiles * _parts(y.shape[3], tile.channels) * parities
-        bits, total, first, scale = mask
         self._launch(
             tile.program, "convolve", blocks, tile.threads,
             x, _pitch("x", x), weight, y, _pitch("y", y), n, height, width, x.shape[3], y.shape[3],
-            direction, kernel, columns_log2, bias, bits, _words(bits), total, first, float(scale), partials, rounded,
+            direction, kernel, columns_log2, bias, *_mask_arguments(mask), partials, rounded,
             shared=tile.shared,
         )  # fmt: skip
 
     def _tile(self, out_channels: int) -> Tile:
-        """The tile for so many output channels: one as narrow as they need."""
-        tiles = TILES
-        if self.device.hopper and self.precision != "float32":
-            tiles = WGMMA_TILES
+        """The tile of a convolution with ``out_channels``: the narrowest that has room for them, or the widest."""
+        tiles = WGMMA_TILES if self.device.hopper and self.precision != "float32" else TILES
         return tiles[128 if out_channels > 64 else 64 if out_channels > 32 else 32]
 
     def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
+        """The gradient of a 3x3 convolution's weights. With few input channels its windows are one tap (windows.cu)."""
         _check_weight(dweight, (3,), x.shape[3], dy.shape[3])
         _check_images("dy", dy, x.shape[:3])
-        strides = (dy.shape[3], 1)
         if not self._takes_windows(dweight):
-            self._grad_weight(x, dy, dweight, transposed=0, strides=strides)
+            self._grad_weight(x, dy, dweight, transposed=False)
             return
         windows = self._windows(x)
         padded = self.xp.empty((1, 1, windows.shape[3], dy.shape[3]), "float32")
-        self._grad_weight(windows, dy, padded, transposed=0, strides=strides)
+        self._grad_weight(windows, dy, padded, transposed=False)
         dweight[...] = padded[0, 0, : 9 * x.shape[3]].reshape(dweight.shape)
 
     def conv_transpose_grad_weight(self, x: Array, dy: Array, dweight: Array, dbias: Array) -> None:
-        if dweight.shape[0] not in (2, 3):
-            super().conv_transpose_grad_weight(x, dy, dweight, dbias)
-            return
+        """The gradients of a transposed convolution's weights, and of its bias: the sum of dy over all pixels."""
         n, height, width, _ = x.shape
         _check_weight(dweight, (2, 3), x.shape[3], dy.shape[3])
         _check_images("dy", dy, (n, 2 * height, 2 * width))
-        self._grad_weight(dy, x, dweight, transposed=1, strides=(1, dy.shape[3]))
+        self._grad_weight(dy, x, dweight, transposed=True)
         pixels, channels = 4 * n * height * width, dy.shape[3]
         wide, parts = self._wide(channels, dy)
         rows, blocks = self._rows(pixels, parts, 5)
@@ -246,9 +222,12 @@ class Kernels(SpecificationKernels):
         self._launch("reduce", "column_sums", blocks, 256, dy, _pitch("dy", dy), pixels, channels, wide, partials)
         self._sum(partials, rows, channels, dbias)
 
-    def _grad_weight(
-        self, patch: Array, pixels: Array, dweight: Array, transposed: int, strides: tuple[int, int]
-    ) -> None:
+    def _grad_weight(self, patch: Array, pixels: Array, dweight: Array, transposed: bool) -> None:
+        """The gradient of the weights, as partial sums over tiles of pixels, which are then added up.
+
+        For each tap it sums the products of ``pixels`` and of the pixels of ``patch`` that the tap pairs them with:
+        ``pixels`` is dy and ``patch`` x, and in a transposed convolution the other way round (grad_weight.cuh).
+        """
         n, height, width, _ = pixels.shape
         kernel, size = dweight.shape[0], dweight.size
         summing = self._summing(kernel, transposed)
@@ -257,6 +236,7 @@ class Kernels(SpecificationKernels):
         # Enough blocks to fill the GPU twice, and partial sums of at most 256 MB.
         splits = max(1, min(tiles, 2 * self.device.multiprocessors // blocks, 2**26 // size))
         partials = self._partials(splits * size)
+        strides = (1, patch.shape[3]) if transposed else (pixels.shape[3], 1)  # of their channels in dweight
         self._launch(
             summing.program, "grad_weight", blocks * splits, summing.threads,
             patch, _pitch("x", patch), patch.shape[3], pixels, _pitch("dy", pixels), pixels.shape[3], n, height, width,
@@ -265,21 +245,20 @@ class Kernels(SpecificationKernels):
         )  # fmt: skip
         self._sum(partials, splits, size, dweight)
 
-    def _summing(self, kernel: int, transposed: int) -> Summing:
-        """The program for a gradient of the weights."""
+    def _summing(self, kernel: int, transposed: bool) -> Summing:
+        """The program for the gradient of the weights of a convolution whose side is ``kernel``."""
         if self.device.hopper and self.precision == "bf16":
             return WGMMA_SUMMING[3 if kernel == 3 and not transposed else 2]
         pitch = 64 * 16 // self.elements + (16 if self.elements == 8 else 32)  # PITCH in grad_weight.cu
         threads = 128 * (kernel - 1 if transposed else kernel)
-        large, small = (
-            Summing(f"grad_weight_{rows}", 64, threads, 2 * (18 * (rows + 2) + 16 * rows) * pitch, rows)
-            for rows in (8, 4)
-        )
-        fits = large.shared + STATIC_BYTES <= self.device.shared_bytes
-        return large if fits else small
+        for rows in (8, 4):  # of a tile; the larger one if it fits
+            shared = 2 * (18 * (rows + 2) + 16 * rows) * pitch
+            if shared + STATIC_BYTES <= self.device.shared_bytes:
+                break
+        return Summing(f"grad_weight_{rows}", 64, threads, shared, rows)
 
     def _sum(self, partials: Array, count: int, size: int, out: Array) -> None:
-        """Into ``out``: the sum of the ``count`` rows of ``size`` numbers. Few numbers have 32 threads each."""
+        """Into ``out``: the sum of the ``count`` rows of ``size`` numbers."""
         if size < 4096:  # a thread a number would be too few threads: here it is 32
             self._launch("reduce", "sum_many_partials", _parts(size, 32), 1024, partials, count, size, out)
         else:
@@ -307,92 +286,62 @@ class Kernels(SpecificationKernels):
         rows = max(1, min(_parts(pixels, 256 // side_by_side * 4), at_a_time * self.device.multiprocessors // tiles))
         return rows, rows * tiles
 
-    def norm_relu(self, y: Array, mean: Array, var: Array, gamma: Array, beta: Array, out: Array, eps: float) -> None:
-        n, height, width, channels = y.shape
-        _check_images("out", out, y.shape[:3], channels)
-        wide, parts = self._wide(channels, y, out)
+    def norm_relu(self, norm: Norm, out: Array) -> None:
+        """Batch norm and ReLU of y, into out."""
+        n, height, width, channels = norm.y.shape
+        _check_images("out", out, (n, height, width), channels)
+        wide, parts = self._wide(channels, norm.y, out)
         _, blocks = self._rows(n * height * width, parts, 4)
         self._launch(
             "norm", "norm_relu", blocks, 256,
-            y, _pitch("y", y), out, _pitch("out", out), n * height * width, channels,
-            mean, var, gamma, beta, float(eps), wide,
+            norm.y, _pitch("y", norm.y), out, _pitch("out", out), n * height * width, channels,
+            *_statistics(norm), wide,
         )  # fmt: skip
 
     def norm_relu_pool(
         self,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
+        norm: Norm,
         skip: Array,
         pooled: Array,
-        eps: float,
-        skip_bits: Array | None = None,
-        skip_channels: tuple[int, int] = (0, 0),
-        pooled_bits: Array | None = None,
-        scale: float = 1.0,
+        skip_mask: Mask | None = None,
+        pooled_mask: Mask | None = None,
     ) -> None:
+        """Batch norm and ReLU of y into skip, and max-pooled into pooled, each with dropout: one pass over memory."""
         n, height, width, channels = pooled.shape
-        _check_images("y", y, (n, 2 * height, 2 * width), channels)
-        _check_images("skip", skip, y.shape[:3], channels)
-        total, first = skip_channels if skip_channels[0] else (channels, 0)
-        wide, parts = self._wide(channels, y, skip, pooled)
+        _check_images("y", norm.y, (n, 2 * height, 2 * width), channels)
+        _check_images("skip", skip, norm.y.shape[:3], channels)
+        scales = {mask.scale for mask in (skip_mask, pooled_mask) if mask is not None} or {1.0}
+        if len(scales) > 1:
+            raise ValueError(f"skip_mask and pooled_mask must have the same scale, got {sorted(scales)}")
+        wide, parts = self._wide(channels, norm.y, skip, pooled)
         _, blocks = self._rows(n * height * width, parts, 4)
         self._launch(
             "norm", "norm_relu_pool", blocks, 256,
-            y, _pitch("y", y), skip, _pitch("skip", skip), pooled, _pitch("pooled", pooled), n, height, width, channels,
-            mean, var, gamma, beta, float(eps),
-            skip_bits, _words(skip_bits), total, first, pooled_bits, _words(pooled_bits), float(scale), wide,
+            norm.y, _pitch("y", norm.y), skip, _pitch("skip", skip), pooled, _pitch("pooled", pooled),
+            n, height, width, channels, *_statistics(norm),
+            *_mask_arguments(skip_mask)[:4], *_mask_arguments(pooled_mask)[:2], float(scales.pop()), wide,
         )  # fmt: skip
 
-    def norm_relu_backward(
-        self,
-        da: Array,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
-    ) -> None:
-        self._norm_relu_backward(da, None, y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+    def norm_relu_backward(self, da: Array, norm: Norm, dy: Array, dgamma: Array, dbeta: Array) -> None:
+        """From da, the gradient of relu(norm(y)), to dy, dgamma and dbeta."""
+        self._norm_relu_backward(da, None, norm, dy, dgamma, dbeta)
 
     def norm_relu_pool_backward(
-        self,
-        dskip: Array,
-        dpooled: Array,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
+        self, dskip: Array, dpooled: Array, norm: Norm, dy: Array, dgamma: Array, dbeta: Array
     ) -> None:
-        n, height, width, channels = y.shape
+        """From the gradients of relu(norm(y)) and of its max-pool to dy, dgamma and dbeta."""
+        n, height, width, channels = norm.y.shape
         _check_images("dpooled", dpooled, (n, height // 2, width // 2), channels)
-        self._norm_relu_backward(dskip, dpooled, y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+        self._norm_relu_backward(dskip, dpooled, norm, dy, dgamma, dbeta)
 
     def _norm_relu_backward(
-        self,
-        da: Array,
-        dpooled: Array | None,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
+        self, da: Array, dpooled: Array | None, norm: Norm, dy: Array, dgamma: Array, dbeta: Array
     ) -> None:
+        """The backward of ReLU and batch norm, and of the max-pool after them unless ``dpooled`` is None.
+
+        Two passes over memory: the sums dgamma and dbeta, and dy, which needs them.
+        """
+        y = norm.y
         n, height, width, channels = y.shape
         _check_images("da", da, y.shape[:3], channels)
         _check_images("dy", dy, y.shape[:3], channels)
@@ -402,39 +351,38 @@ class Kernels(SpecificationKernels):
         partials = self._partials((rows + 1) * 2 * channels)
         sums = partials[rows * 2 * channels :]  # dgamma, then dbeta
         pool_pitch = 0 if dpooled is None else _pitch("dpooled", dpooled)
-        gradients = (da, _pitch("da", da), dpooled, pool_pitch, y, _pitch("y", y))
-        norm = (n, height, width, channels, mean, var, gamma, beta, float(eps))
-        self._launch("norm", "norm_relu_reduce", blocks, 256, *gradients, *norm, wide, partials)
+        read = (da, _pitch("da", da), dpooled, pool_pitch, y, _pitch("y", y))
+        sizes = (n, height, width, channels, *_statistics(norm))
+        self._launch("norm", "norm_relu_reduce", blocks, 256, *read, *sizes, wide, partials)
         self._sum(partials, rows, 2 * channels, sums)
         dgamma[...], dbeta[...] = sums[:channels], sums[channels:]
         written = (dy, _pitch("dy", dy))
-        self._launch("norm", "norm_relu_gradient", blocks, 256, *gradients, *written, *norm, dgamma, dbeta, wide)
+        self._launch("norm", "norm_relu_gradient", blocks, 256, *read, *written, *sizes, dgamma, dbeta, wide)
 
     # --- Dropout, head, loss: dropout.cu, head.cu, loss.cu ------------------------------------------------------------
 
     def dropout_bits(self, bits: Array, key: rng.Key, rate: float) -> None:
+        """Draw a dropout mask. A thread makes a word: 16 values."""
         n, words = bits.shape
         threshold = round(rate * 2**16)
         blocks = _parts(n * words, 256)
         self._launch("dropout", "dropout_bits", blocks, 256, bits, words, n, *_key_words(key), threshold)
 
     def head(self, x: Array, weight: Array, bias: Array, logits: Array) -> None:
-        if weight.shape[0] not in (1, 3):
-            super().head(x, weight, bias, logits)
-            return
+        """The last convolution, of side 1 or 3, into float32 logits."""
         n, height, width, channels = x.shape
         outputs = weight.shape[3]
+        _check_weight(weight, (1, 3), channels, outputs)
         wide, _ = self._head_parts(channels, outputs, x)
         blocks = _parts(n * _parts(height, 4) * _parts(width, 16), 16)  # 16 strips of 4 x 16 pixels a block
         sizes = (n, height, width, channels, outputs, weight.shape[0])
         self._launch("head", "head", blocks, 256, x, _pitch("x", x), weight, bias, logits, *sizes, wide)
 
     def head_backward(self, dlogits: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
-        if weight.shape[0] not in (1, 3):
-            super().head_backward(dlogits, x, weight, dx, dweight, dbias)
-            return
+        """The backward of the head: dx, and the sums dweight and dbias, first for each block."""
         n, height, width, channels = x.shape
         outputs, size = weight.shape[3], weight.size + dbias.size
+        _check_weight(weight, (1, 3), channels, outputs)
         wide, parts = self._head_parts(channels, outputs, x, dx)
         rows, blocks = self._rows(n * height * _parts(width, 16), parts, 2)  # strips
         partials = self._partials((rows + 1) * size)
@@ -451,32 +399,25 @@ class Kernels(SpecificationKernels):
         """Whether a thread of head.cu has four channels, and how many threads a pixel then has."""
         return self._wide(channels, *arrays, at_once=4) if outputs == 1 else (0, channels)
 
-    def loss(
-        self,
-        logits: Array,
-        target: Array,
-        dice_weight: float,
-        bce_weight: float,
-        smooth: float,
-        over: str,
-        value: Array,
-        dlogits: Array,
-    ) -> None:
+    def loss(self, logits: Array, target: Array, loss: SegmentationLoss, value: Array, dlogits: Array) -> None:
+        """The loss and its gradient: the sums that Dice and cross entropy need, the value, then dlogits."""
         n, values = len(logits), logits[0].size
         # Blocks an image: four values for each of their threads, or four blocks a multiprocessor in all.
         per_image = max(1, min(_parts(values, 1024), 4 * self.device.multiprocessors // n))
         partials = self._partials(n * per_image * 4 + n, "float64")
         dice = partials[n * per_image * 4 :].view("float32")  # two numbers an image
         self._launch("loss", "loss_sums", n * per_image, 256, logits, target, values, per_image, partials)
-        weights = (np.float64(dice_weight), np.float64(bce_weight), np.float64(smooth), int(over == "batch"))
-        self._launch("loss", "loss_value", 1, 32, partials, n, per_image, values, *weights, value, dice)
-        scales = (float(dice_weight), float(bce_weight / (n * values)))
+        weights = (np.float64(loss.dice_weight), np.float64(loss.bce_weight), np.float64(loss.smooth))
+        over_batch = loss.over == "batch"
+        self._launch("loss", "loss_value", 1, 32, partials, n, per_image, values, *weights, over_batch, value, dice)
+        scales = (float(loss.dice_weight), float(loss.bce_weight / (n * values)))
         blocks = _parts(n * values, 256)
         self._launch("loss", "loss_gradient", blocks, 256, logits, target, values, n, dice, *scales, dlogits)
 
     # --- What follows the gradients: optimizer.cu ---------------------------------------------------------------------
 
     def sum_of_squares(self, flat: Array) -> Array:
+        """The sum of the squares of a long array, in float64: a sum for each block, and the sum of these."""
         blocks = min(_parts(flat.size, 2048), 8 * self.device.multiprocessors)  # 8 numbers a thread, or more
         partials = self._partials(blocks, "float64")
         total = self.xp.empty(1, "float64")
@@ -490,6 +431,7 @@ class Kernels(SpecificationKernels):
     def adamw(
         self, table: "Table", lr: float, betas: tuple[float, float], eps: float, steps: int, decays: list[float]
     ) -> None:
+        """A step of AdamW for all rows (theta, gradient, first and second moment), in one launch."""
         beta1, beta2 = betas
         corrections = (1 - beta1**steps, 1 - beta2**steps)
         numbers = [float(number) for number in (beta1, 1 - beta1, beta2, 1 - beta2, eps, *corrections)]
@@ -497,6 +439,7 @@ class Kernels(SpecificationKernels):
         self._launch("optimizer", "adamw", table.blocks, 256, *arguments)
 
     def lerp(self, table: "Table", decay: float) -> None:
+        """For all rows (average, value), in one launch: average = decay * average + (1 - decay) * value."""
         self._launch("optimizer", "lerp", table.blocks, 256, *table.arguments, float(decay), float(1 - decay))
 
     # --- Augmentation: augment.cu -------------------------------------------------------------------------------------
@@ -504,6 +447,7 @@ class Kernels(SpecificationKernels):
     def affine(
         self, images: Array, masks: Array, matrices: np.ndarray, moved_images: Array, moved_masks: Array
     ) -> None:
+        """Images and masks, each moved by its matrix. A thread makes an output pixel of both."""
         n, height, width, channels = images.shape
         sizes = (n, height, width, channels, masks.shape[3])
         _check_like("moved_images", moved_images, images)
@@ -516,6 +460,7 @@ class Kernels(SpecificationKernels):
         self._launch("augment", "affine", blocks, 256, images, masks, moves, moved_images, moved_masks, *sizes)
 
     def add_noise(self, images: Array, strength: Array, key: rng.Key, noisy: Array) -> None:
+        """Images with Gaussian noise, into noisy. A thread draws eight numbers."""
         _check_like("noisy", noisy, images)
         n, values = len(images), images[0].size
         if strength.shape != (n, 1, 1, 1):
@@ -589,11 +534,19 @@ def _parts(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def _words(bits: Array | None) -> int:
-    words = 0 if bits is None else bits.shape[1]
+def _mask_arguments(mask: Mask | None) -> tuple[Array | None, int, int, int, float]:
+    """A mask as the kernels take it: bits (null: there is none), words an image, channels, the first of them, scale."""
+    if mask is None:
+        return None, 0, 0, 0, 1.0
+    words = mask.bits.shape[1]
     if words >= 2**27:
         raise ValueError(f"bits must be of fewer than 2**31 values an image, got {16 * words}")
-    return words
+    return mask.bits, words, mask.channels, mask.first, float(mask.scale)
+
+
+def _statistics(norm: Norm) -> tuple[Array, Array, Array, Array, float]:
+    """What the kernels need of a batch norm beside y."""
+    return norm.mean, norm.var, norm.gamma, norm.beta, float(norm.eps)
 
 
 def _key_words(key: rng.Key) -> list[np.uint64]:

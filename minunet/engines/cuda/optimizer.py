@@ -19,7 +19,8 @@ class MultiTensorAdamW(AdamW):
     def __init__(self, kernels: SpecificationKernels, parameters: Arrays, lr: float, **options: Any) -> None:
         super().__init__(parameters, lr, **options)
         self.kernels = kernels
-        self._table, self._grads = None, None
+        self._table: Any = None
+        self._grads: Mapping[str, Array] | None = None
         self._decays = [0.0 if name in self.no_decay else self.weight_decay for name in parameters]
 
     def step(self, grads: Mapping[str, Array], lr: float | None = None) -> None:
@@ -27,7 +28,7 @@ class MultiTensorAdamW(AdamW):
         if self._grads is not grads:  # an engine's gradients are the same arrays each time
             columns = (self.parameters, grads, self.first_moment, self.second_moment)
             self._table = self.kernels.table([[column[name] for name in self.parameters] for column in columns])
-            self._grads = grads  # type: ignore[assignment]
+            self._grads = grads
         self.steps += 1
         lr = self.lr if lr is None else lr
         self.kernels.adamw(self._table, lr, self.betas, self.eps, self.steps, self._decays)

@@ -10,7 +10,7 @@ All else is float32. An activation may be a view of some channels of a larger ar
 """
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,37 @@ from minunet import ops
 from minunet.base import rng
 from minunet.base.backend import Array, accumulation_dtype
 from minunet.data.augment import PLAIN
-from minunet.network.loss import segmentation_loss_backward, segmentation_loss_forward
+from minunet.network.loss import SegmentationLoss
 from minunet.ops.batch_norm2d import BatchNorm2dCache
 from minunet.ops.conv2d import Conv2dCache
 from minunet.training.optim import adamw_update
+
+
+class Norm(NamedTuple):
+    """A batch norm and what it is applied to."""
+
+    y: Array  # an activation (N, H, W, C): the output of a convolution
+    mean: Array  # (C,), of y: in training the batch's own, else the running one, less the bias that y is without
+    var: Array  # (C,), biased; likewise
+    gamma: Array  # (C,)
+    beta: Array  # (C,)
+    eps: float  # added to var
+
+
+class Mask(NamedTuple):
+    """A dropout mask, for all channels of an image or for some: the concatenation is written by halves."""
+
+    bits: Array  # uint16 (N, words), see dropout_bits
+    channels: int  # of the image whose values the bits number
+    first: int  # where the channels that are written begin among them
+    scale: float  # what is kept is multiplied by it: 1 / (1 - rate)
+
+
+class Weight(NamedTuple):
+    """The weight of a convolution, and of which kind it is."""
+
+    array: Array  # (K, K, C_in, C_out)
+    transposed: bool
 
 
 class SpecificationKernels:
@@ -56,8 +83,11 @@ class SpecificationKernels:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         out[...] = xp.where(xp.isnan(values), 0x7FC0, rounded).astype("uint16")
 
-    def prepare_weights(self, weights: dict[str, Array]) -> None:
-        """Called once before a step or a prediction uses ``weights``: kernels lay them out here (weights.cu)."""
+    def prepare_weights(self, weights: list[Weight]) -> None:
+        """Called once before a step or a prediction uses ``weights``: kernels lay them out here (weights.cu).
+
+        They are those of all convolutions of one network but its head.
+        """
 
     def _rounded(self, weight: Array) -> Array:
         """``weight`` as the products see it."""
@@ -79,12 +109,10 @@ class SpecificationKernels:
             centred = values - mean
             var[...] = (centred * centred).mean(axis=(0, 1, 2), dtype=sum_dtype)
 
-    def conv3x3_grad_input(
-        self, dy: Array, weight: Array, dx: Array, bits: Array | None = None, scale: float = 1.0
-    ) -> None:
-        """The dx of ops.conv2d_backward, gone through ops.dropout_backward with the mask ``bits``, if there is one."""
+    def conv3x3_grad_input(self, dy: Array, weight: Array, dx: Array, mask: Mask | None = None) -> None:
+        """The dx of ops.conv2d_backward, then through ops.dropout_backward if there is a ``mask``."""
         values = self._conv(self.load(dy), flipped(self.xp, self._rounded(weight)))
-        self.store(dx, values if bits is None else self._dropped(values, bits, scale))
+        self.store(dx, self._dropped(values, mask))
 
     def conv3x3_grad_weight(self, x: Array, dy: Array, dweight: Array) -> None:
         """The dweight of ops.conv2d_backward."""
@@ -101,97 +129,56 @@ class SpecificationKernels:
 
     # --- Batch norm and ReLU ----------------------------------------------------------------------------------------
 
-    def norm_relu(self, y: Array, mean: Array, var: Array, gamma: Array, beta: Array, out: Array, eps: float) -> None:
+    def norm_relu(self, norm: Norm, out: Array) -> None:
         """Into ``out``: relu(gamma * (y - mean) / sqrt(var + eps) + beta)."""
-        a, _ = ops.relu_forward(self._norm(y, mean, var, gamma, beta, eps)[0])
+        a, _ = ops.relu_forward(self._norm(norm)[0])
         self.store(out, a)
 
     def norm_relu_pool(
         self,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
+        norm: Norm,
         skip: Array,
         pooled: Array,
-        eps: float,
-        skip_bits: Array | None = None,
-        skip_channels: tuple[int, int] = (0, 0),
-        pooled_bits: Array | None = None,
-        scale: float = 1.0,
+        skip_mask: Mask | None = None,
+        pooled_mask: Mask | None = None,
     ) -> None:
         """norm_relu into ``skip`` and, max-pooled 2x2, into ``pooled``; then the dropout of each, if it has a mask.
 
-        ``skip`` is part of a tensor of ``skip_channels[0]`` channels (the concatenation), from channel
-        ``skip_channels[1]`` on, and ``skip_bits`` is the mask of that whole tensor.
+        The masks have the same scale.
         """
-        a, _ = ops.relu_forward(self._norm(y, mean, var, gamma, beta, eps)[0])
+        a, _ = ops.relu_forward(self._norm(norm)[0])
         largest, _ = ops.max_pool2d_forward(a)
-        self.store(skip, a if skip_bits is None else self._dropped(a, skip_bits, scale, skip_channels))
-        self.store(pooled, largest if pooled_bits is None else self._dropped(largest, pooled_bits, scale))
+        self.store(skip, self._dropped(a, skip_mask))
+        self.store(pooled, self._dropped(largest, pooled_mask))
 
-    def norm_relu_backward(
-        self,
-        da: Array,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
-    ) -> None:
-        """The backward of relu and batch norm in training. ``dy`` may be the array ``y`` or ``da``."""
-        self._norm_backward(self.load(da), y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+    def norm_relu_backward(self, da: Array, norm: Norm, dy: Array, dgamma: Array, dbeta: Array) -> None:
+        """The backward of relu and batch norm in training. ``dy`` may be the array ``norm.y`` or ``da``."""
+        self._norm_backward(self.load(da), norm, dy, dgamma, dbeta)
 
     def norm_relu_pool_backward(
-        self,
-        dskip: Array,
-        dpooled: Array,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
+        self, dskip: Array, dpooled: Array, norm: Norm, dy: Array, dgamma: Array, dbeta: Array
     ) -> None:
-        """The same with da = dskip + the max-pool's backward, whose winners are found again. ``dy`` may be ``y``."""
-        a, _ = ops.relu_forward(self._norm(y, mean, var, gamma, beta, eps)[0])
+        """As norm_relu_backward, with da = dskip + the max-pool's backward. ``dy`` may be the array ``norm.y``.
+
+        The winners of the pool are found again.
+        """
+        a, _ = ops.relu_forward(self._norm(norm)[0])
         _, cache = ops.max_pool2d_forward(a)
         da = self.load(dskip) + ops.max_pool2d_backward(self.load(dpooled), cache)
-        self._norm_backward(da, y, mean, var, gamma, beta, dy, dgamma, dbeta, eps)
+        self._norm_backward(da, norm, dy, dgamma, dbeta)
 
-    def _norm(
-        self, y: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
-    ) -> tuple[Array, Array, Array]:
+    def _norm(self, norm: Norm) -> tuple[Array, Array, Array]:
         """Normalised, scaled and shifted; x_hat; and 1 / sqrt(var + eps)."""
-        inverse_std = 1 / self.xp.sqrt(var + eps)
-        x_hat = (self.load(y) - mean) * inverse_std
-        return gamma * x_hat + beta, x_hat, inverse_std
+        inverse_std = 1 / self.xp.sqrt(norm.var + norm.eps)
+        x_hat = (self.load(norm.y) - norm.mean) * inverse_std
+        return norm.gamma * x_hat + norm.beta, x_hat, inverse_std
 
-    def _norm_backward(
-        self,
-        da: Array,
-        y: Array,
-        mean: Array,
-        var: Array,
-        gamma: Array,
-        beta: Array,
-        dy: Array,
-        dgamma: Array,
-        dbeta: Array,
-        eps: float,
-    ) -> None:
-        z, x_hat, inverse_std = self._norm(y, mean, var, gamma, beta, eps)
+    def _norm_backward(self, da: Array, norm: Norm, dy: Array, dgamma: Array, dbeta: Array) -> None:
+        """norm_relu_backward of the values ``da``."""
+        z, x_hat, inverse_std = self._norm(norm)
         _, relu_cache = ops.relu_forward(z)
         dz = ops.relu_backward(da, relu_cache)
-        cache = BatchNorm2dCache(x_hat, gamma, inverse_std, True, None, None)
+        cache = BatchNorm2dCache(x_hat, norm.gamma, inverse_std, True, None, None)
         dx, dgamma[...], dbeta[...] = ops.batch_norm2d_backward(dz, cache)
         self.store(dy, dx)
 
@@ -207,29 +194,23 @@ class SpecificationKernels:
         kept = (draws >= round(rate * 2**16)).reshape(n, words, 16)
         bits[...] = self.xp.asarray((kept << np.arange(16)).sum(axis=2).astype("uint16"))
 
-    def _dropped(self, values: Array, bits: Array, scale: float, channels: tuple[int, int] = (0, 0)) -> Array:
+    def _dropped(self, values: Array, mask: Mask | None) -> Array:
+        """Dropout of ``values`` (N, H, W, C), if there is a mask."""
+        if mask is None:
+            return values
         xp = self.xp
-        n, height, width, own = values.shape
-        total, first = channels if channels[0] else (own, 0)
-        kept = (bits[:, :, None] >> xp.arange(16, dtype="uint16")) & xp.asarray(1, "uint16")
-        kept = kept.reshape(n, -1)[:, : height * width * total].reshape(n, height, width, total)
-        return xp.where(kept[..., first : first + own] > 0, values * scale, values.dtype.type(0))
+        n, height, width, channels = values.shape
+        kept = (mask.bits[:, :, None] >> xp.arange(16, dtype="uint16")) & xp.asarray(1, "uint16")
+        kept = kept.reshape(n, -1)[:, : height * width * mask.channels].reshape(n, height, width, mask.channels)
+        kept = kept[..., mask.first : mask.first + channels]
+        return xp.where(kept > 0, values * mask.scale, values.dtype.type(0))
 
     # --- Transposed convolution, head, loss --------------------------------------------------------------------------
 
-    def conv_transpose(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        y: Array,
-        bits: Array | None = None,
-        channels: tuple[int, int] = (0, 0),
-        scale: float = 1.0,
-    ) -> None:
-        """ops.conv_transpose2d_forward, stride 2, "same"; then dropout, ``channels`` as in norm_relu_pool."""
+    def conv_transpose(self, x: Array, weight: Array, bias: Array, y: Array, mask: Mask | None = None) -> None:
+        """ops.conv_transpose2d_forward, stride 2, "same"; then dropout, if there is a ``mask``."""
         values, _ = ops.conv_transpose2d_forward(self.load(x), self._rounded(weight), bias)
-        self.store(y, values if bits is None else self._dropped(values, bits, scale, channels))
+        self.store(y, self._dropped(values, mask))
 
     def conv_transpose_grad_input(self, dy: Array, weight: Array, dx: Array) -> None:
         """The dx of ops.conv_transpose2d_backward."""
@@ -254,20 +235,10 @@ class SpecificationKernels:
         values, dweight[...], dbias[...] = ops.conv2d_backward(dlogits, cache)
         self.store(dx, values)
 
-    def loss(
-        self,
-        logits: Array,
-        target: Array,
-        dice_weight: float,
-        bce_weight: float,
-        smooth: float,
-        over: str,
-        value: Array,
-        dlogits: Array,
-    ) -> None:
-        """network.loss.segmentation_loss, forward into ``value`` (1,) and backward into ``dlogits``."""
-        value[...], cache = segmentation_loss_forward(logits, target, dice_weight, bce_weight, smooth, over)
-        dlogits[...] = segmentation_loss_backward(cache)
+    def loss(self, logits: Array, target: Array, loss: SegmentationLoss, value: Array, dlogits: Array) -> None:
+        """``loss``, forward into ``value`` (1,) and backward into ``dlogits``."""
+        value[...], cache = loss.forward(logits, target)
+        dlogits[...] = loss.backward(cache)
 
     # --- What follows the gradients -----------------------------------------------------------------------------------
 

@@ -61,7 +61,8 @@ def convolution_distance(kernels: SpecificationKernels, specification: Specifica
 def _convolutions(kernels: SpecificationKernels) -> list[np.ndarray]:
     """What the convolutions of both kinds make of the same numbers, and their gradients.
 
-    So many input channels are five panels, the last not full; outputs of 24, 40 and so many need tiles of each width.
+    The ``wide`` inputs fill four panels of channels and part of a fifth; 24, 40 and ``wide`` outputs need tiles of each
+    width.
     """
     xp, draw, wide = kernels.xp, np.random.default_rng(0), 136 if kernels.precision == "bf16" else 72
     results: list[Array] = []

@@ -72,7 +72,7 @@ def test_a_wrong_step_fails(patch):
 
 def test_a_nan_is_no_small_distance():
     class Wrong(SpecificationKernels):
-        def conv3x3_grad_input(self, dy, weight, dx, bits=None, scale=1.0):
+        def conv3x3_grad_input(self, dy, weight, dx, mask=None):
             dx[...] = np.nan
 
     assert np.isnan(trial.convolution_distance(Wrong(np), SpecificationKernels(np)))

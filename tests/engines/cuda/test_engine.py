@@ -23,7 +23,7 @@ from minunet.data import phantom
 from minunet.data.augment import PRESETS, augment
 from minunet.data.normalize import Normalization
 from minunet.engines.cuda import choice, row3
-from minunet.engines.cuda.engine import Buffers, CudaEngine, plan, step_bytes, takes
+from minunet.engines.cuda.engine import Buffers, CudaEngine, step_bytes, takes
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels, flipped
 from minunet.network.layers import map_arrays
@@ -132,11 +132,8 @@ def test_a_step_is_the_plain_path(
     x, target = batch(net, n, height, width, seed)
     expected = loss_and_grads(net, x, target, LOSS, KEY)
     with engine_for(net, n + spare, height, width, kernels) as engine:
-        for array in (
-            *vars(engine.buffers).values(),
-            *(a for level in engine.buffers.levels for a in arrays_of(level)),
-        ):
-            if isinstance(array, np.ndarray) and array.dtype == "float64":
+        for array in arrays_in(vars(engine.buffers).values()):
+            if array.dtype == "float64":
                 array.fill(np.nan)  # what is read before it is written shows
         value, grads, stats = engine.loss_and_grads(x, target, KEY)
         assert value == pytest.approx(expected[0], rel=1e-10)
@@ -145,8 +142,29 @@ def test_a_step_is_the_plain_path(
         assert_close(engine.logits(x), net.forward(x, training=False)[0], 1e-10)
 
 
-def arrays_of(level):
-    return [a for value in vars(level).values() for a in (value if isinstance(value, tuple) else (value,))]
+def arrays_in(values):
+    """The arrays among the values, and in the lists and tuples among them."""
+    for value in values:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from arrays_in(value)
+
+
+def test_each_batch_norm_has_its_own_eps():
+    net = network()
+    x, target = batch(net, 2, 8, 8)
+    norms = [
+        norm for convs in (net.downs[0].convs, net.bottleneck, net.ups[1].convs) for norm in (convs.norm1, convs.norm2)
+    ]
+    for place, norm in enumerate(norms, start=1):
+        norm.eps = 0.1 * place
+    value, grads, _ = loss_and_grads(net, x, target, LOSS, KEY)
+    with engine_for(net, 2, 8, 8) as engine:
+        found, engine_grads, _ = engine.loss_and_grads(x, target, KEY)
+        assert found == pytest.approx(value, rel=1e-10)
+        assert_all_close(engine_grads, grads, 1e-9)
+        assert_close(engine.predict(x), net.predict(x), 1e-10)
 
 
 def test_a_step_after_another_starts_afresh():
@@ -326,17 +344,12 @@ def test_what_the_engine_takes(config, word):
     assert reason is None if word is None else word in reason
 
 
-def test_the_plan_is_what_is_allocated():
+def test_what_a_step_is_said_to_take_is_what_is_allocated():
     net = network(dtype="float32")
-    buffers = Buffers(np, net, 3, 8, 16, "float32")
-    arrays = [a for level in buffers.levels for a in arrays_of(level) if isinstance(a, np.ndarray)]
-    arrays += [a for a in vars(buffers).values() if isinstance(a, np.ndarray)]
-    assert sum(a.size for a in arrays) == sum(math.prod(shape) for _, _, shape in plan(net, 3, 8, 16)) + 1
-    weights = 5 * sum(a.nbytes for a in net.parameters().values())
-    assert (
-        step_bytes(net, (8, 16), 3, row3=True)
-        == sum(a.nbytes for a in arrays) - 4 + weights + 6 * buffers.scratch.nbytes
-    )
+    buffers = Buffers(np.empty, net, 3, 8, 16, "float32")
+    allocated = sum(array.nbytes for array in arrays_in(vars(buffers).values()))
+    weights = 5 * sum(array.nbytes for array in net.parameters().values())
+    assert step_bytes(net, (8, 16), 3, row3=True) == allocated + weights + 6 * buffers.scratch.nbytes
     assert step_bytes(net, (512, 512), 3, "bf16") < step_bytes(net, (512, 512), 3, "tf32")
 
 
@@ -358,8 +371,10 @@ def test_wrong_images_and_masks_are_refused_as_the_plain_path_does(training_step
 
 
 def test_memory_that_does_not_suffice_is_said_with_the_batch_that_fits(monkeypatch):
-    def refuse(*arguments, **options):
-        raise MemoryError
+    def refuse(empty, *arguments):
+        if empty is np.empty:
+            raise MemoryError
+        return Buffers(empty, *arguments)  # which takes no memory
 
     monkeypatch.setattr("minunet.engines.cuda.engine.Buffers", refuse)
     monkeypatch.setattr("minunet.engines.memory.available_bytes", lambda net: step_bytes(net, (16, 16), 5))

@@ -4,6 +4,7 @@ The reference is the specification in float64, on the same stored numbers. These
 (TF32: 10 bits of mantissa), so the products are exact, and what differs is the rounding of sums and of what is stored.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from minunet.base import rng
 from minunet.data.augment import PLAIN
 from minunet.engines.cuda.kernels import CupyKernels, Kernels
 from minunet.engines.cuda.programs import PRECISIONS, PROGRAMS
-from minunet.engines.cuda.specification import SpecificationKernels
+from minunet.engines.cuda.specification import Mask, Norm, SpecificationKernels
+from minunet.network.loss import SegmentationLoss
 from minunet.training.optim import AdamW
 from tests.engines.cuda.emulator import COMPILER, EmulatedKernels, kernel_names
 from tests.implementations import gpu_capability
@@ -78,6 +80,11 @@ class Numbers:
         """``extra`` channels lie before those of the view, as in a concatenation."""
         return Activation(self(*shape), shape[3] + extra, extra)
 
+    def norm(self, y: Activation) -> Norm:
+        """A batch norm of ``y``."""
+        channels = y.values.shape[3]
+        return Norm(y, self(channels), np.abs(self(channels)), self(channels), self(channels), 1e-3)
+
 
 def empty(*shape: int) -> np.ndarray:
     return np.full(shape, np.nan, "float32")
@@ -87,7 +94,13 @@ def output(*shape: int, extra: int = 0) -> Activation:
     return Activation(empty(*shape), shape[3] + extra, extra)
 
 
-def call(kernels: SpecificationKernels, method: str, *arguments: Any, **options: Any) -> list[np.ndarray]:
+def single(arguments: Iterable[Any]) -> Iterator[Any]:
+    """The arguments, and in the place of a group its fields."""
+    for argument in arguments:
+        yield from argument if isinstance(argument, Norm | Mask) else (argument,)
+
+
+def call(kernels: SpecificationKernels, method: str, *arguments: Any) -> list[np.ndarray]:
     """Run a method on copies of the arguments; afterwards the values of all that are arrays, as NumPy arrays."""
     placed: dict[int, Any] = {}
 
@@ -105,6 +118,8 @@ def call(kernels: SpecificationKernels, method: str, *arguments: Any, **options:
         return kernels.xp.array(argument, dtype="float64" if wide else argument.dtype)
 
     def placed_once(argument: Any) -> Any:
+        if isinstance(argument, Norm | Mask):
+            return argument._make(map(placed_once, argument))
         if not isinstance(argument, np.ndarray | Activation):
             return argument
         if id(argument) not in placed:
@@ -112,20 +127,20 @@ def call(kernels: SpecificationKernels, method: str, *arguments: Any, **options:
         return placed[id(argument)]
 
     values = [placed_once(argument) for argument in arguments]
-    getattr(kernels, method)(*values, **{name: placed_once(option) for name, option in options.items()})
+    getattr(kernels, method)(*values)
     results = []
-    for argument, value in zip(arguments, values, strict=True):
+    for argument, value in zip(single(arguments), single(values), strict=True):
         if isinstance(argument, np.ndarray | Activation):
             loaded = kernels.load(value) if isinstance(argument, Activation) else value
             results.append(loaded if isinstance(loaded, np.ndarray) else loaded.get())
     return results
 
 
-def assert_agrees(kernels: Kernels, method: str, *arguments: Any, **options: Any) -> None:
+def assert_agrees(kernels: Kernels, method: str, *arguments: Any) -> None:
     """The method does what its specification does in float64, to the rounding of sums and of storage."""
-    found = call(kernels, method, *arguments, **options)
-    expected = call(SpecificationKernels(np, dtype="float64"), method, *arguments, **options)
-    arrays = [argument for argument in arguments if isinstance(argument, np.ndarray | Activation)]
+    found = call(kernels, method, *arguments)
+    expected = call(SpecificationKernels(np, dtype="float64"), method, *arguments)
+    arrays = [argument for argument in single(arguments) if isinstance(argument, np.ndarray | Activation)]
     for place, (argument, got, wanted) in enumerate(zip(arrays, found, expected, strict=True)):
         tolerance = STORED[kernels.precision] if isinstance(argument, Activation) else SUMS
         error = np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6)
@@ -189,20 +204,29 @@ def test_dropout_in_the_convolutions(convolutions, channels):
     numbers, shape = Numbers(convolutions.precision), (2, 4, 6)
     bits = random_bits((*shape, 2 * channels))
     dy, weight = numbers.activation(*shape, 5), numbers(3, 3, 2 * channels, 5)
-    scale = 1 / 0.7
-    assert_agrees(convolutions, "conv3x3_grad_input", dy, weight, output(*shape, 2 * channels), bits, scale)
+    mask = Mask(bits, 2 * channels, 0, 1 / 0.7)
+    assert_agrees(convolutions, "conv3x3_grad_input", dy, weight, output(*shape, 2 * channels), mask)
     x, up, bias = numbers.activation(2, 2, 3, 5), numbers(2, 2, 5, channels), numbers(channels)
     for first in (0, channels):
-        halves = {"bits": bits, "channels": (2 * channels, first), "scale": scale}
-        assert_agrees(convolutions, "conv_transpose", x, up, bias, output(*shape, channels), **halves)
+        half = output(*shape, channels)
+        assert_agrees(convolutions, "conv_transpose", x, up, bias, half, mask._replace(first=first))
 
 
 def test_a_mask_of_too_many_values_is_refused():
     """The kernels count them in 32 bits."""
     numbers, bits = Numbers("float32"), np.broadcast_to(np.uint16(0), (1, 2**27))
     kernels, images = make(DEVICES[0], "float32"), np.zeros((1, 2, 2, 8), "float32")
+    dy, weight, mask = kernels.xp.asarray(images), kernels.xp.asarray(numbers(3, 3, 8, 8)), Mask(bits, 8, 0, 1.0)
     with pytest.raises(ValueError, match="fewer than 2\\*\\*31 values an image, got 2147483648"):
-        kernels.conv3x3_grad_input(kernels.xp.asarray(images), kernels.xp.asarray(numbers(3, 3, 8, 8)), images, bits)
+        kernels.conv3x3_grad_input(dy, weight, images, mask)
+
+
+def test_masks_of_two_scales_are_refused(float_kernels):
+    """The kernel has one for both."""
+    bits, norm = random_bits((1, 2, 2, 8)), Numbers("float32").norm(output(1, 2, 2, 8))
+    masks = Mask(bits, 8, 0, 1.25), Mask(bits, 8, 0, 2.0)
+    with pytest.raises(ValueError, match=r"must have the same scale, got \[1.25, 2.0\]"):
+        call(float_kernels, "norm_relu_pool", norm, output(1, 2, 2, 8), output(1, 1, 1, 8), *masks)
 
 
 def random_bits(shape: tuple[int, ...], rate: float = 0.3) -> np.ndarray:
@@ -215,35 +239,31 @@ def random_bits(shape: tuple[int, ...], rate: float = 0.3) -> np.ndarray:
 @pytest.mark.parametrize("dropout", [False, True])
 def test_norm_relu_pool(kernels, shape, dropout):
     n, height, width, c = shape
-    numbers, eps = Numbers(kernels.precision), 1e-3
-    y = numbers.activation(*shape)
-    norm = (numbers(c), np.abs(numbers(c)), numbers(c), numbers(c))
-    assert_agrees(kernels, "norm_relu", y, *norm, output(*shape, extra=c), eps)
+    numbers = Numbers(kernels.precision)
+    norm = numbers.norm(numbers.activation(*shape))
+    assert_agrees(kernels, "norm_relu", norm, output(*shape, extra=c))
     half = (n, height // 2, width // 2, c)
-    masks = {
-        "skip_bits": random_bits((n, height, width, 2 * c)),
-        "skip_channels": (2 * c, c),
-        "pooled_bits": random_bits(half),
-        "scale": 1 / 0.7,
-    }
-    results = (output(*shape, extra=c), output(*half))
-    assert_agrees(kernels, "norm_relu_pool", y, *norm, *results, eps, **(masks if dropout else {}))
+    skip_mask = Mask(random_bits((n, height, width, 2 * c)), 2 * c, c, 1 / 0.7)
+    masks = (skip_mask, Mask(random_bits(half), c, 0, 1 / 0.7)) if dropout else ()
+    assert_agrees(kernels, "norm_relu_pool", norm, output(*shape, extra=c), output(*half), *masks)
     da, dpooled = numbers.activation(*shape, extra=c), numbers.activation(*half)
-    assert_agrees(kernels, "norm_relu_backward", da, y, *norm, output(*shape), empty(c), empty(c), eps)
-    assert_agrees(kernels, "norm_relu_pool_backward", da, dpooled, y, *norm, output(*shape), empty(c), empty(c), eps)
+    results = (output(*shape), empty(c), empty(c))
+    assert_agrees(kernels, "norm_relu_backward", da, norm, *results)
+    assert_agrees(kernels, "norm_relu_pool_backward", da, dpooled, norm, *results)
 
 
 def test_backward_in_place(kernels):
     """dy may be y or da, dx of the head may be x: the engine saves memory so."""
-    numbers, shape, eps = Numbers(kernels.precision), (2, 4, 6, 8), 1e-3
+    numbers, shape = Numbers(kernels.precision), (2, 4, 6, 8)
     y, da, dpooled = numbers.activation(*shape), numbers.activation(*shape), numbers.activation(2, 2, 3, 8)
-    norm = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
-    sums = (empty(8), empty(8), eps)
-    apart = call(kernels, "norm_relu_backward", da, y, *norm, output(*shape), *sums)[6]
-    np.testing.assert_array_equal(call(kernels, "norm_relu_backward", da, y, *norm, y, *sums)[6], apart)
-    np.testing.assert_array_equal(call(kernels, "norm_relu_backward", da, y, *norm, da, *sums)[6], apart)
-    apart = call(kernels, "norm_relu_pool_backward", da, dpooled, y, *norm, output(*shape), *sums)[7]
-    np.testing.assert_array_equal(call(kernels, "norm_relu_pool_backward", da, dpooled, y, *norm, y, *sums)[7], apart)
+    norm, sums = numbers.norm(y), (empty(8), empty(8))
+    *_, apart, _, _ = call(kernels, "norm_relu_backward", da, norm, output(*shape), *sums)
+    for place in (y, da):
+        *_, dy, _, _ = call(kernels, "norm_relu_backward", da, norm, place, *sums)
+        np.testing.assert_array_equal(dy, apart)
+    *_, apart, _, _ = call(kernels, "norm_relu_pool_backward", da, dpooled, norm, output(*shape), *sums)
+    *_, dy, _, _ = call(kernels, "norm_relu_pool_backward", da, dpooled, norm, y, *sums)
+    np.testing.assert_array_equal(dy, apart)
     for k in (1, 2):
         dlogits, weight = numbers(2, 4, 6, k), numbers(3, 3, 8, k)
         apart = call(kernels, "head_backward", dlogits, y, weight, output(*shape), empty(3, 3, 8, k), empty(k))
@@ -256,8 +276,8 @@ def test_nan_does_not_hide(kernels):
     y = Numbers(kernels.precision).activation(1, 2, 2, 8)
     y.values[0, 1, 1, 3] = np.nan
     one, zero = np.ones(8, "float32"), np.zeros(8, "float32")
-    results = (output(1, 2, 2, 8), output(1, 1, 1, 8))
-    *_, skip, pooled = call(kernels, "norm_relu_pool", y, zero, one, one, zero, *results, 1e-3)
+    norm, results = Norm(y, zero, one, one, zero, 1e-3), (output(1, 2, 2, 8), output(1, 1, 1, 8))
+    *_, skip, pooled = call(kernels, "norm_relu_pool", norm, *results)
     assert np.argwhere(np.isnan(skip)).tolist() == [[0, 1, 1, 3]]
     assert np.argwhere(np.isnan(pooled)).tolist() == [[0, 0, 0, 3]]
 
@@ -296,7 +316,8 @@ def float_kernels(request):
 def test_loss(float_kernels, shape, over):
     numbers = Numbers("float32")
     logits, target = 30 * numbers(*shape), (numbers(*shape) > 0).astype("float32")
-    assert_agrees(float_kernels, "loss", logits, target, 0.7, 0.6, 0.8, over, empty(1), empty(*shape))
+    loss = SegmentationLoss(0.7, 0.6, 0.8, over)
+    assert_agrees(float_kernels, "loss", logits, target, loss, empty(1), empty(*shape))
 
 
 @pytest.mark.parametrize("key", [rng.Key(0), rng.Key(2**63 + 5, epoch=7, step=2**40, stream=17, image=2**33)], ids=str)
@@ -388,13 +409,13 @@ def test_the_same_bits_in_every_order_of_threads():
     for seed in (1, 2):
         kernels, numbers = make(DEVICES[0], "tf32", seed), Numbers("tf32")
         x, dy, weight = numbers.activation(3, 9, 8, 8), numbers.activation(3, 9, 8, 8), numbers(3, 3, 8, 8)
-        norm = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
+        norm = numbers.norm(x)
         logits, target = numbers(2, 9, 9, 1), (numbers(2, 9, 9, 1) > 0).astype("float32")
         results.append(
             call(kernels, "conv3x3", x, weight, output(3, 9, 8, 8), empty(8), empty(8))
             + call(kernels, "conv3x3_grad_weight", x, dy, empty(3, 3, 8, 8))
-            + call(kernels, "norm_relu_backward", dy, x, *norm, output(3, 9, 8, 8), empty(8), empty(8), 1e-3)
-            + call(kernels, "loss", logits, target, 1.0, 1.0, 1.0, "batch", empty(1), empty(2, 9, 9, 1))
+            + call(kernels, "norm_relu_backward", dy, norm, output(3, 9, 8, 8), empty(8), empty(8))
+            + call(kernels, "loss", logits, target, SegmentationLoss(), empty(1), empty(2, 9, 9, 1))
         )
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -412,6 +433,8 @@ def test_the_kernels_that_are_launched_are_those_of_the_files():
         ("conv3x3", [(1, 4, 4, 3), (3, 3, 3, 8), (1, 4, 5, 8)]),
         ("conv3x3_grad_weight", [(1, 4, 4, 3), (1, 4, 4, 8), (3, 3, 8, 3)]),
         ("conv_transpose", [(1, 4, 4, 3), (2, 2, 3, 8), (8,), (1, 4, 4, 8)]),
+        ("conv_transpose", [(1, 4, 4, 3), (4, 4, 3, 8), (8,), (1, 8, 8, 8)]),
+        ("head", [(1, 4, 4, 3), (5, 5, 3, 1), (1,), (1, 4, 4, 1)]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(float_kernels, method, arrays):

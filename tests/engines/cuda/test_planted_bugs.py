@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minunet.engines.cuda.kernels import Kernels
+from minunet.network.loss import SegmentationLoss
 from tests.engines.cuda.emulator import COMPILER, EmulatedKernels, KernelError, Patch, load
 from tests.engines.cuda.test_kernels import Numbers, assert_agrees, empty, output
 
@@ -47,14 +48,12 @@ def transposed_weight_gradient(kernels: Kernels) -> None:
 def norm_gradient(kernels: Kernels) -> None:
     numbers = Numbers(kernels.precision)
     da, y = numbers.activation(2, 6, 6, 8), numbers.activation(2, 6, 6, 8)
-    norm = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
-    assert_agrees(kernels, "norm_relu_backward", da, y, *norm, output(2, 6, 6, 8), empty(8), empty(8), 1e-3)
+    assert_agrees(kernels, "norm_relu_backward", da, numbers.norm(y), output(2, 6, 6, 8), empty(8), empty(8))
 
 
 def norm(kernels: Kernels) -> None:
     numbers = Numbers(kernels.precision)
-    arguments = (numbers(8), np.abs(numbers(8)), numbers(8), numbers(8))
-    assert_agrees(kernels, "norm_relu", numbers.activation(1, 3, 3, 8), *arguments, output(1, 3, 3, 8), 1e-3)
+    assert_agrees(kernels, "norm_relu", numbers.norm(numbers.activation(1, 3, 3, 8)), output(1, 3, 3, 8))
 
 
 def head(kernels: Kernels) -> None:
@@ -85,7 +84,8 @@ def head_in_place(kernels: Kernels) -> None:
 def loss(kernels: Kernels) -> None:
     numbers = Numbers("float32")
     logits, target = numbers(2, 9, 9, 1), (numbers(2, 9, 9, 1) > 0).astype("float32")
-    assert_agrees(kernels, "loss", logits, target, 0.7, 0.6, 0.8, "batch", empty(1), empty(2, 9, 9, 1))
+    weights = SegmentationLoss(0.7, 0.6, 0.8, "batch")
+    assert_agrees(kernels, "loss", logits, target, weights, empty(1), empty(2, 9, 9, 1))
 
 
 @dataclass(frozen=True)
