@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
         precision=options.precision,
         max_batch=max(map(len, volumes)),
     ) as predictor:
+        if predictor.engine is not None and predictor.engine.reason is not None:
+            print(f"engine: {predictor.engine.description}")
         channels = predictor.net.config["out_channels"]
         check_results(volumes, output, channels)
         prepared = [predictor.read(files) for files in volumes]

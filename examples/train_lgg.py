@@ -92,9 +92,10 @@ def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> 
     return on_device
 
 
-def build(net: UNet, preset: Preset, device: Device, options: argparse.Namespace) -> Engine:
+def build(net: UNet, preset: Preset, device: Device, options: argparse.Namespace, *, training: bool = True) -> Engine:
     """The engine for ``net`` that the options ask for."""
-    return engines.build(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
+    chosen = device, options.engine, options.precision
+    return engines.build(net, preset.training.loss, *sizes(preset), *chosen, training=training)
 
 
 def step_bytes(net: UNet, preset: Preset, device: Device, options: argparse.Namespace) -> memory.StepBytes:
@@ -131,7 +132,7 @@ def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options
     checkpoint = folder / f"{preset.keep}.npz"
     kept, _ = load_net(checkpoint)
     kept = map_arrays(kept, lambda array: to_device(array, device))
-    with build(kept, preset, device, options) as engine:
+    with build(kept, preset, device, options, training=False) as engine:
         probabilities = predict_slices(
             kept,
             slices,

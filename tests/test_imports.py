@@ -24,7 +24,7 @@ FLOORS = [
     ("", "gradcheck summary"),
     ("data", "slices images lgg normalize phantom splits manifest verify augment batches __init__"),
     ("training", "metrics optim divergence step config presets checkpoint evaluation loop __init__"),
-    ("engines", "memory"),
+    ("engines", "memory exact selfcheck"),
     ("engines.cpu", "winograd member team buffers chunks rows tiles taps adamw plan norm bands work"),
     ("engines.cpu", "convolution channels resample filters head loss preparation program engine choice __init__"),
     ("engines.cuda", "specification programs device kernels row3 optimizer engine trial choice __init__"),

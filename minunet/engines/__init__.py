@@ -13,6 +13,8 @@ from minunet.base.backend import Device
 from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 from minunet.engines import memory
+from minunet.engines.exact import own_code
+from minunet.engines.selfcheck import difference
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.training.step import Engine
@@ -73,12 +75,15 @@ def build(
     device: Device = "cpu",
     choice: EngineChoice = "auto",
     precision: Precision = "float32",
+    *,
+    training: bool = True,
 ) -> Engine:
     """The engine for training and running ``net``, whose arrays are on ``device``; close it, or use it in a ``with``.
 
     It takes batches of up to ``max_batch`` images; it is made for those of ``image_size`` (height, width), and
-    runs others. With ``choice="auto"`` it is the device's own engine, if that can take the network, and
-    else the plain path, whose ``reason`` then says why; with ``"plain"`` it is the plain path.
+    runs others. With ``choice="auto"`` it is the device's own engine, if that can take the network and computes what
+    the code says (:mod:`.selfcheck`: without ``training``, only a prediction is compared), and else the plain path,
+    whose ``reason`` then says why; with ``"plain"`` it is the plain path.
     ``precision`` is "float32", or, on a GPU, "tf32" (float32 in memory, 10 bits of mantissa in products) or "bf16"
     (activations with 8 bits of mantissa; parameters in float32).
 
@@ -90,11 +95,18 @@ def build(
     ('plain', None)
     """
     reason = unsupported(net, loss, max_batch, image_size, device, choice, precision)
-    if choice == "plain" or reason is not None:
-        engine = Engine(net, loss)
-        engine.reason = reason
-        return engine
-    return of_device(device).build(net, loss, max_batch, image_size, precision)
+
+    def make(net: UNet, loss: SegmentationLoss) -> Engine:
+        return of_device(device).build(net, loss, max_batch, image_size, precision)
+
+    if choice == "auto" and reason is None:
+        images = min(max_batch, 2)
+        reason = difference(make, net, loss, images, image_size, precision, training=training)
+    if choice == "auto" and reason is None:
+        return make(net, loss)
+    engine = Engine(net, loss)
+    engine.reason = reason
+    return engine
 
 
 def unsupported(
@@ -125,7 +137,7 @@ def unsupported(
         except ImportError as error:  # what an engine needs beyond NumPy may be missing
             reason = f"the engine cannot be imported: {error}"
         else:
-            reason = module.unsupported(net, loss, max_batch, image_size, precision)
+            reason = own_code(net, loss) or module.unsupported(net, loss, max_batch, image_size, precision)
     if precision != "float32" and (choice == "plain" or reason is not None):
         why = "the plain path computes in float32" if reason is None else reason
         raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")

@@ -76,7 +76,7 @@ class Predictor:
         normalization, image_size, flip_average = _preprocessing(checkpoint, metadata)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
         batch, size = min(max_batch, BATCH), (image_size, image_size)
-        built = engines.build(net, SegmentationLoss(), batch, size, device, choice=engine, precision=precision)
+        built = engines.build(net, SegmentationLoss(), batch, size, device, engine, precision, training=False)
         built.freeze()
         return cls(net, normalization, image_size, flip_average, built, batch)
 

@@ -51,7 +51,8 @@ def predict_slices(
         in_chunks(np.arange(len(slices)), batch_size),
         engine.ahead,
     )
-    return np.concatenate([probabilities(batch) for batch in batches])
+    with engine.lock:
+        return np.concatenate([probabilities(batch) for batch in batches])
 
 
 def evaluate(
@@ -77,13 +78,14 @@ def evaluate(
         in_chunks(order, batch_size),
         engine.ahead,
     )
-    for batch in batches:
-        logits = engine.logits(batch.x, net)
-        value, _ = loss.forward(logits, batch.target)
-        losses.append(value.item() * len(batch.x))
-        predicted = logits > 0  # a probability above 0.5
-        found = metrics.count(predicted, batch.target > 0, axis=(1, 2, 3))
-        counts.append([to_numpy(c) for c in found])
+    with engine.lock:
+        for batch in batches:
+            logits = engine.logits(batch.x, net)
+            value, _ = loss.forward(logits, batch.target)
+            losses.append(value.item() * len(batch.x))
+            predicted = logits > 0  # a probability above 0.5
+            found = metrics.count(predicted, batch.target > 0, axis=(1, 2, 3))
+            counts.append([to_numpy(c) for c in found])
     per_slice = metrics.Counts(*(np.concatenate(parts) for parts in zip(*counts, strict=True)))
     _, per_patient = metrics.per_patient_counts(per_slice, [slices.patients[place] for place in order])
     return Evaluation(math.fsum(losses) / len(slices), float(np.mean(metrics.dice(per_patient))))

@@ -5,7 +5,9 @@ what it does faster and inherits the rest.
 """
 
 import math
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -82,7 +84,7 @@ class Engine:
     """What training asks of an engine; this class itself is the plain path, from the augmentation of a batch on.
 
     ``name`` is all of an engine that the last bits of a result depend on: a checkpoint keeps it, and a resumed run
-    warns if it is another one. ``reason`` says why the plain path is taken where an engine was asked for.
+    warns if it is another one. ``reason`` says why it is not a faster one, if that has to be said.
     An engine is closed when its ``with`` block ends, however it ends.
     """
 
@@ -95,6 +97,16 @@ class Engine:
 
     def __init__(self, net: UNet, loss: SegmentationLoss) -> None:
         self.net, self.loss = net, loss
+        #: Held by whoever predicts: an engine with memory of its own serves one thread at a time.
+        self.lock: AbstractContextManager[Any] = nullcontext()
+        self._training_thread: int | None = None
+
+    def claim_training(self) -> None:
+        """Raise RuntimeError if another thread has taken steps: the gradients of one are overwritten by the next."""
+        thread = threading.get_ident()
+        if self._training_thread not in (None, thread):
+            raise RuntimeError("this engine takes the steps of another thread, build one for each")
+        self._training_thread = thread
 
     @property
     def description(self) -> str:

@@ -15,6 +15,7 @@ The ideas, and where they are:
 The gain, with machine and date: docs/engines/cpu.md; ``python benchmarks/train_step.py`` measures it.
 """
 
+import threading
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -41,7 +42,7 @@ class CpuEngine(Engine):
     """The engine for batches of up to ``max_batch`` images of ``image_size`` (height, width).
 
     ``workers`` processes share the work; None: as many as this process may use cores, but no more than images.
-    Where processes cannot be started it works in this one, and :attr:`workers_reason` says why.
+    Where processes cannot be started it works in this one, and ``reason`` says why.
 
     Raises ValueError if ``workers`` is out of range, and TeamError from any method if a process has died.
     """
@@ -57,6 +58,7 @@ class CpuEngine(Engine):
         workers: int | None = None,
     ) -> None:
         super().__init__(net, loss)
+        self.lock = threading.RLock()
         self.max_batch, self.image_size = max_batch, image_size
         self._arguments: dict[str, Any] = {
             "config": net.config,
@@ -67,7 +69,8 @@ class CpuEngine(Engine):
             "max_batch": max_batch,
             "image_size": list(image_size),
         }
-        size, self.workers_reason = usable_size(workers)
+        size, alone = usable_size(workers)
+        self.reason = alone or None
         if workers is None:
             size = min(size, max(max_batch, 2))  # more would have less than an image each, and mostly wait
         try:
@@ -75,7 +78,7 @@ class CpuEngine(Engine):
         except (TeamError, OSError) as error:
             if size == 1:
                 raise
-            self.workers_reason = str(error)
+            self.reason = str(error)
             self._team = self._start(1)
         self._has_optimizer = False
         self._frozen: Arrays = {}  # the network's arrays, once they are read-only
@@ -113,6 +116,11 @@ class CpuEngine(Engine):
         if key is None or one_pixel or not self._fits(x):
             return super().loss_and_grads(x, target, key)  # which knows what to refuse
         check_target(target, (*x.shape[:3], self._program.plan.out_channels))
+        self.claim_training()
+        with self.lock:
+            return self._loss_and_grads(x, target, key)
+
+    def _loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         _take_over(self.net, self._program.net)
         self._kept = False
         batch = len(x)
@@ -132,14 +140,15 @@ class CpuEngine(Engine):
         frozen = same_arrays(_arrays(net), self._frozen)
         if not self._fits(x) or (self._frozen and not frozen):  # whose arrays have the place
             return super().logits(x, net)
-        kept = frozen and self._kept
-        if not frozen:
-            _take_over(net, self._program.predictor)
-        arrays, plan = self._program.steps_for(False, len(x)).work.arrays, self._program.plan
-        arrays[plan.images][: len(x)] = x
-        self._team.run(["infer", len(x), kept])
-        self._kept = True
-        return arrays[plan.logits][: len(x)].copy()
+        with self.lock:
+            kept = frozen and self._kept
+            if not frozen:
+                _take_over(net, self._program.predictor)
+            arrays, plan = self._program.steps_for(False, len(x)).work.arrays, self._program.plan
+            arrays[plan.images][: len(x)] = x
+            self._team.run(["infer", len(x), kept])
+            self._kept = True
+            return arrays[plan.logits][: len(x)].copy()
 
     def predict(self, x: Array, net: UNet | None = None) -> Array:
         """As ``net.predict(x)``."""
