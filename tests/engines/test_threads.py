@@ -18,6 +18,21 @@ NET = UNet(widths=(4, 6), dropout=0.3, seed=1)
 LOSS, KEY = SegmentationLoss(), rng.Key(0)
 
 
+@pytest.fixture(params=["all cores", "one core"])
+def cores(request):
+    """The test runs on these cores."""
+    if request.param == "all cores":
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the cores of a process, as Linux has them")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_predictor_used_by_four_threads_is_right_each_time(workers, frozen):
@@ -38,16 +53,6 @@ def test_a_predictor_used_by_four_threads_is_right_each_time(workers, frozen):
             answers = list(pool.map(ask, range(4)))
     for number, found in enumerate(answers):
         assert all(np.array_equal(each, expected[number]) for each in found)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the cores of a process, as Linux has them")
-def test_the_same_on_one_core():
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        test_a_predictor_used_by_four_threads_is_right_each_time(2, frozen=True)
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def test_steps_of_two_threads_are_an_error_at_the_first_of_the_second():
