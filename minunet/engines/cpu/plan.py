@@ -200,6 +200,7 @@ class Plan:
         return self.height >> (part.level - 1), self.width >> (part.level - 1)
 
     def _unit(self, part: Part, number: int, c_in: int, source: Unit | Pool | Up | None) -> Unit:
+        """The first or the second unit of the double convolution ``part``, fed by ``source`` (None: the images)."""
         (height, width), c_out, norm = self._size(part), part.out_channels, f"{part.name}.norm{number}"
         tiles_of_image = -(-height // 4) * -(-width // 4)
         method = convolution_method(c_in, c_out, self.max_batch * tiles_of_image)
@@ -234,11 +235,13 @@ class Plan:
         )
 
     def _pool(self, skip: Unit) -> Pool:
+        """The max-pool behind ``skip``, the last unit of a level on the way down."""
         shape = skip.height // 2, skip.width // 2, skip.c_out
         pooled, dpooled = (ImageBuffer(shape, self.dtype) for _ in range(2))
         return Pool(skip, pooled, dpooled, ImageBuffer(shape, np.dtype(bool)))
 
     def _up(self, part: Part) -> Up:
+        """The transposed convolution of ``part``, from the last unit so far; its output joins the skip of its level."""
         below, skip = self.units[-1], self.pools[part.level - 1].skip
         (height, width), channels = self._size(part), part.out_channels
         stacks = Buffer((taps.count(self.up_kernel), below.c_out, channels), self.dtype)

@@ -52,20 +52,27 @@ STAGES: dict[str, Callable[..., Runnable]] = {
 
 
 class Steps:
-    """The stages of a training step, or of a prediction, with the processes sharing out images or rows."""
+    """The stages of a training step, or of a prediction, with the processes sharing out images or rows.
+
+    :attr:`stages` are the plan's, each with the object that runs it. Two of these objects are spoken to between steps:
+    :attr:`masks` is told which dropout masks to draw (None where nothing is dropped: in a prediction, or at a rate of
+    0), and :attr:`loss` knows the loss of the step (None in a prediction).
+    """
 
     def __init__(self, work: Work, stages: list[Stage]) -> None:
+        """Make the object that runs each of ``stages``. It takes its arrays, and its scratch memory, from ``work``."""
         self.work = work
         self.stages: list[tuple[Stage, Runnable]] = []
         self.masks: filters.FiltersAndMasks | None = None
         self.loss: loss.LossGradient | None = None
         for stage in stages:
-            work.scratch.reset()
-            made = STAGES[stage.kind](work) if stage.what is None else STAGES[stage.kind](stage.what, work)
+            work.scratch.reset()  # nothing in it outlives a stage, so that all stages use the same memory
+            make = STAGES[stage.kind]
+            made = make(work) if stage.what is None else make(stage.what, work)
             self.stages.append((stage, made))
             if isinstance(made, filters.FiltersAndMasks):
                 self.masks = made
-            if isinstance(made, loss.LossGradient):
+            elif isinstance(made, loss.LossGradient):
                 self.loss = made
 
     def run(self, batch: int, first: int = 0) -> None:

@@ -263,11 +263,11 @@ class Buffers:
 def step_bytes(
     net: UNet, image_size: tuple[int, int], batch: int, precision: str = "float32", row3: bool = False
 ) -> int:
-    """About what a training step needs at its peak, in bytes; with large matrix products if ``row3``.
+    """About what a training step needs at its peak, in bytes of GPU memory. ``image_size`` is (H, W).
 
-    The buffers; five arrays for each parameter (value, gradient, two moments, average); and while they work, the
-    kernels two more of each weight (laid out as they read it), the windows of the images, and a quarter of a gigabyte
-    of partial sums, the large matrix products some six arrays of the size of the scratch.
+    ``row3`` says that no kernel of ours does the convolutions here, but the large matrix products of row3.py, which
+    use more memory. Counted are the buffers of the step; five arrays for each parameter (its value, its gradient, the
+    two moments of AdamW and the average of the weights); and what the convolutions allocate while they work.
 
     >>> net = UNet(widths=(16, 32, 64))
     >>> [round(step_bytes(net, (256, 256), 16, precision) / 1e9, 2) for precision in ("float32", "tf32", "bf16")]
@@ -279,14 +279,17 @@ def step_bytes(
         arrays.append(np.broadcast_to(np.empty((), dtype), shape))  # of this shape, but it takes no memory
         return arrays[-1]
 
+    # NumPy has no bf16: any type of two bytes counts the same.
     buffers = Buffers(counted, net, batch, *image_size, "uint16" if precision == "bf16" else "float32")
-    weights = sum(array.nbytes for array in net.parameters().values())
+    parameters = sum(array.nbytes for array in net.parameters().values())
     if row3:
-        working = 6 * buffers.scratch.nbytes
+        working = 6 * buffers.scratch.nbytes  # arrays between the operations, of the largest size
     else:
-        windows = 9 * buffers.images.nbytes * 32 // 27  # of the first convolution: 27 numbers, filled up to 32
-        working = 2 * weights * buffers.images.itemsize // 4 + windows + 2**28
-    return sum(array.nbytes for array in arrays) + 5 * weights + working
+        layouts = 2 * parameters * buffers.images.itemsize // 4  # each weight as forward and as backward read it
+        windows = 9 * buffers.images.nbytes * 32 // 27  # 3 x 3 x 3 numbers for each pixel, filled up to 32
+        partial_sums = 2**28  # of the gradients of the weights, at most
+        working = layouts + windows + partial_sums
+    return sum(array.nbytes for array in arrays) + 5 * parameters + working
 
 
 class _Conv(NamedTuple):
@@ -491,12 +494,16 @@ class _Step:
             kernels.conv3x3_grad_input(dy1, conv1.weight, block.x, block.mask)
 
     def _add_biases(self) -> None:
-        """Put the biases that were left out back into the means of the batch, which the running average takes up."""
+        """Add the biases to the means of the batch, before the running averages take these up.
+
+        Forward leaves the biases out: batch norm subtracts the mean, and with it any constant. But a prediction does
+        add the bias, and subtracts the running mean, which therefore has to contain it.
+        """
         for block in [*(down.block for down in self.downs), self.bottleneck, *(up.block for up in self.ups)]:
             for conv in (block.conv1, block.conv2):
                 if conv.bias is not None:
                     mean = conv.norm.mean
-                    mean += conv.bias
+                    mean += conv.bias  # in place
 
 
 def _weights(net: UNet) -> list[Weight]:

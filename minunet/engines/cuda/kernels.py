@@ -62,9 +62,14 @@ class Kernels(SpecificationKernels):
         return self._scratch[:floats].view(dtype)
 
     def store(self, out: Array, values: Array) -> None:
-        """As specified; and for tf32 rounded to what a tensor core can multiply (to_factor in element.cuh)."""
+        """As specified: ``values`` go to ``out`` in its format. In tf32 they are first rounded to its 10 bits.
+
+        The next convolution multiplies what is stored here, the images above all, as it stands. Rounding is to the
+        nearest, ties away from zero, as the kernels round what they store themselves (to_factor in element.cuh).
+        """
         if self.precision == "tf32":
             bits = self.xp.ascontiguousarray(values, dtype="float32").view("uint32")
+            # float32 has 23 bits behind the point. Half of the 10th, added, carries into it; the other 13 are cleared.
             rounded = ((bits + 0x1000) & 0xFFFFE000).astype("uint32").view("float32")
             values = self.xp.where(self.xp.isfinite(values), rounded, values)
         super().store(out, values)
