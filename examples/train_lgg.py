@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
                 print(f"engine: {engine.description}", flush=True)
             progress = fit(
                 engine,
-                TrainingData(parts.train, parts.validation, preset.normalization),
+                TrainingData(parts.train, parts.validation, preset.normalization, parts.test),
                 preset.training,
                 folder,
                 resume=options.resume is not None,

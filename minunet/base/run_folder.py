@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def run_folder(path: str | os.PathLike[str], *, resume: bool = False) -> Iterato
     The lock is advisory (``flock`` on the file ``.lock``, which stays). Where there is none, on Windows and on some
     network file systems, two runs in one folder are not noticed.
 
-    Raises UserError if the folder is in use, not empty, missing, a file, or cannot be written.
+    Raises UserError if the folder is in use, not empty, missing, a file, or cannot be written, or ``.lock`` is a link.
     """
     folder = Path(path)
     if resume and not folder.is_dir():
@@ -59,8 +60,19 @@ def _check_empty(folder: Path) -> None:
 
 def _lock(folder: Path) -> int:
     """An open descriptor of the folder's lock file, locked; closing it, as the end of a process does, unlocks."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / _LOCK
+    # Written in place, unlike all other files: so never through a link, which may lead to any file of the user's.
+    no_link = UserError(f"{path}: is a link or no ordinary file, remove it or choose another folder")
     try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise no_link from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise no_link
         if not _locked(descriptor):
             owner = os.pread(descriptor, 20, 0).decode(errors="replace")
             raise UserError(f"{folder}: in use by another run (process {owner}), wait for it or choose another folder")

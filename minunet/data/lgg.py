@@ -177,10 +177,11 @@ def list_folder(folder: str | os.PathLike[str], *, patients: Sequence[str] | Non
             faults.append(str(error))
             continue
         for number in sorted(images.keys() | masks.keys()):
-            if number in images and number in masks:
-                pairs.append(Pair(patient, number, images[number], masks[number]))
-            else:
-                unpaired.append(images.get(number) or masks[number])
+            image, mask = images.get(number), masks.get(number)
+            if image is not None and mask is not None and mask.stem[: -len("_mask")] == image.stem:
+                pairs.append(Pair(patient, number, image, mask))
+            else:  # the mask of another name is not this image's, though it has the same number
+                unpaired += [path for path in (image, mask) if path is not None]
     return Listing(pairs, unpaired, faults)
 
 
@@ -245,10 +246,16 @@ def _read_pair(pair: Pair) -> tuple[np.ndarray | None, np.ndarray | None, list[s
 def missing_partners(unpaired: Sequence[Path]) -> list[str]:
     """A fault for each image without a mask and each mask without an image."""
     return [
-        f"{shown(path)}: no {'image' if path.stem.lower().endswith('_mask') else 'mask'} beside it; "
-        "add it, or leave such files out with --allow-missing"
+        f"{shown(path)}: no {_partner(path)} beside it; add it, or leave such files out with --allow-missing"
         for path in unpaired
     ]
+
+
+def _partner(path: Path) -> str:
+    """What an image or a mask lacks: "mask X_3_mask.tif" of X_3.tif."""
+    if path.stem.lower().endswith("_mask"):
+        return f"image {shown(path.stem[: -len('_mask')])}.tif"
+    return f"mask {shown(path.stem)}_mask.tif"
 
 
 def _one_line(folder: str | os.PathLike[str], faults: Sequence[str]) -> str:

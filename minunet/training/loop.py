@@ -37,6 +37,7 @@ class TrainingData:
     train: SliceSet
     validation: SliceSet
     normalization: Normalization
+    test: SliceSet | None = None  # never looked at here, but a resumed run has to find the same one
 
 
 @dataclass
@@ -155,15 +156,19 @@ class _Run:
         self.metadata = {
             **metadata,
             "training": asdict(config),
-            "data": _described(data.train, "train") | _described(data.validation, "validation"),
+            "data": _described(data),
             "engine": engine.name,
         }
 
     def resume(self) -> None:
         path = self.folder / "last.npz"
         found = load_training(path, self.net, self.optimizer, self.ema)
-        for part in ("training", "data"):
-            if changed := differences(found.get(part), self.metadata[part]):
+        data = self.metadata["data"]
+        if not (isinstance(found.get("data"), dict) and "test_slices" in found["data"]):
+            # A run of an earlier version, which noted nothing of its test set.
+            data = {name: value for name, value in data.items() if not name.startswith("test_")}
+        for part, now in (("training", self.metadata["training"]), ("data", data)):
+            if changed := differences(found.get(part), now):
                 raise UserError(
                     f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings and data"
                 )
@@ -308,10 +313,14 @@ def history_csv(history: list[dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _described(slices: SliceSet, name: str) -> dict[str, Any]:
-    """What a resumed run has to find again: so many slices, and the same pixels in them."""
-    pixels = sha256_of_arrays({"images": slices.images, "masks": slices.masks})
-    return {f"{name}_slices": len(slices), f"{name}_sha256": pixels}
+def _described(data: TrainingData) -> dict[str, Any]:
+    """What a resumed run has to find again: so many slices in each part, and the same pixels in them."""
+    described: dict[str, Any] = {}
+    for name, slices in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if slices is not None:
+            pixels = sha256_of_arrays({"images": slices.images, "masks": slices.masks})
+            described |= {f"{name}_slices": len(slices), f"{name}_sha256": pixels}
+    return described
 
 
 def _some_patients(slices: SliceSet, about: int) -> SliceSet:

@@ -121,6 +121,37 @@ def test_the_lock_names_its_process_alone(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
+@POSIX
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_nothing_is_written_through_a_lock_that_is_a_link(tmp_path, link, resume):
+    precious, folder = tmp_path / "thesis.txt", tmp_path / "run"
+    precious.write_text("three years of work")
+    folder.mkdir()
+    link(precious, folder / ".lock")
+    with pytest.raises(UserError, match=r"\.lock: is a link or no ordinary file, remove it"):
+        run_folder(folder, resume=resume).__enter__()
+    assert precious.read_text() == "three years of work"
+
+
+@POSIX
+def test_a_lock_that_leads_nowhere_makes_no_file_there(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "new")
+    with pytest.raises(UserError, match="is a link or no ordinary file"):
+        run_folder(folder).__enter__()
+    assert names(tmp_path) == ["run"]
+
+
+@POSIX
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(UserError, match=r"\.lock: is a link|cannot be a run folder \(Is a directory\)"):
+        run_folder(tmp_path).__enter__()
+
+
 def test_the_lock_is_given_back_when_the_run_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), run_folder(tmp_path):
         raise ZeroDivisionError

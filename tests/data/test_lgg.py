@@ -303,11 +303,27 @@ def test_missing_partners_are_listed_or_left_out(data):
     other.unlink()
     message = refusal(lgg.read_folder, data, 8)
     assert message.startswith(f"{data}: 2 faults: ")
-    assert f"{first_image(data)}: no mask beside it" in message
-    assert f"{other.with_name(other.stem + '_mask.tif')}: no image beside it" in message
+    assert f"{first_image(data)}: no mask {first_mask(data).name} beside it" in message
+    assert f"{other.with_name(other.stem + '_mask.tif')}: no image {other.name} beside it" in message
     slices = lgg.read_folder(data, size=8, allow_missing=True)
     assert slices.numbers == (9, 10, 2, 9)
     assert slices.skipped == (str(first_image(data)), str(other.with_name(other.stem + "_mask.tif")))
+
+
+@pytest.mark.parametrize("name", ["SOMEBODY_ELSE_2_mask.tif", "TCGA_CS_1_19960909_02_mask.tif", "2_2_mask.tif"])
+def test_the_mask_of_another_name_is_not_taken_for_its_number(data, name):
+    mask = first_mask(data)
+    mask.rename(mask.with_name(name))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.startswith(f"{data}: 2 faults: {first_image(data)}: no mask {mask.name} beside it; ")
+    assert f"{mask.with_name(name)}: no image {name.replace('_mask', '')} beside it; " in message
+    assert lgg.read_folder(data, size=8, allow_missing=True).numbers == (9, 10, 2, 9, 10)
+
+
+def test_the_endings_of_an_image_and_its_mask_may_differ(data):
+    mask = first_mask(data)
+    mask.rename(mask.with_name(f"{mask.stem[: -len('_mask')]}_MASK.TIFF"))
+    assert lgg.read_folder(data, size=8).numbers == (2, 9, 10) * 2
 
 
 def test_all_faults_are_counted_and_twenty_shown(tmp_path):
@@ -318,7 +334,7 @@ def test_all_faults_are_counted_and_twenty_shown(tmp_path):
     message = refusal(lgg.read_folder, tmp_path, 8)
     assert message.startswith(f"{tmp_path}: 30 faults: ")
     assert message.endswith("; and 10 more")
-    assert message.count("anna_") == 20
+    assert message.count("anna/anna_") == 20
 
 
 def test_image_and_mask_broken_are_two_faults(data):

@@ -188,8 +188,8 @@ def test_files_without_a_partner_are_faults_or_left_out(data):
     (data / "ben" / "ben_1.tif").unlink()
     report = verify.inspect_folder(data)
     assert [fault.partition("; ")[0] for fault in report.faults] == [
-        f"{data / 'anna' / 'anna_1.tif'}: no mask beside it",
-        f"{data / 'ben' / 'ben_1_mask.tif'}: no image beside it",
+        f"{data / 'anna' / 'anna_1.tif'}: no mask anna_1_mask.tif beside it",
+        f"{data / 'ben' / 'ben_1_mask.tif'}: no image ben_1.tif beside it",
     ]
     report = verify.inspect_folder(data, allow_missing=True)
     assert report.faults == ()
@@ -491,7 +491,7 @@ def as_png(path):
 
 #: What is done to the first image of a sound set, by the number of the case in docs/reliability.md, and what is said.
 DAMAGE = {
-    "3 no mask": (lambda path: path.with_name("anna_1_mask.tif").unlink(), "no mask beside it"),
+    "3 no mask": (lambda path: path.with_name("anna_1_mask.tif").unlink(), "no mask anna_1_mask.tif beside it"),
     "4 cut short": (cut_short, "truncated"),
     "4 empty": (lambda path: path.write_bytes(b""), "not a readable TIFF"),
     "4 text": (lambda path: path.write_text("<!DOCTYPE html>"), "not a readable TIFF"),

@@ -985,6 +985,23 @@ def _(place):
     return refused("--image-size", "8", words=("--image-size: 8 is too small",))
 
 
+@case("x14 test patients changed between two parts of a run")
+class _:
+    def __init__(self, place):
+        self.place = place
+
+    def check(self, folder):
+        self.place.data()
+        before = AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+        arguments = ("--data", "data", *SMALL, "--epochs", "2", "--output", "out")
+        assert run("train_lgg", *arguments, cwd=folder, before=before).code == 143
+        tested = json.loads((folder / "out" / "config.json").read_text())["patients"]["test"]
+        for path in (folder / "data").rglob("*_mask.tif"):
+            if path.name.startswith(tuple(tested)):
+                saved(path, pixels(path)[::-1])
+        resumed("out", "last.npz: belongs to another run (test_sha256 was ").check(folder)
+
+
 # ------------------------------------------------------------------------------------------ the test
 
 

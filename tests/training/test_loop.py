@@ -33,10 +33,13 @@ CONFIG = TrainingConfig(
 )
 
 
+def engine(net=None, config=CONFIG):
+    return Engine(net or tiny_net(dtype="float32"), config.loss)
+
+
 def run(slices, folder, config=CONFIG, net=None, should_stop=None, **options):
-    engine = Engine(net or tiny_net(dtype="float32"), config.loss)
     data, hooks = TrainingData(*slices, NORMALIZATION), Hooks(should_stop)
-    return fit(engine, data, config, folder, hooks=hooks, progress_bar=False, **options)
+    return fit(engine(net, config), data, config, folder, hooks=hooks, progress_bar=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +152,26 @@ def test_what_is_not_as_it_was_is_said_on_resuming(slices, tmp_path, monkeypatch
     assert line == f"warning: not as it was, so that the last bits may differ: numpy was {np.__version__!r}, is '1.0'"
 
 
-def test_other_pixels_cannot_be_resumed_on(slices, tmp_path):
-    run(slices, tmp_path, should_stop=stop_after(1))
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("array", ["images", "masks"])
+def test_other_pixels_cannot_be_resumed_on(slices, tmp_path, part, array):
     train, validation = slices
-    images = train.images.copy()
-    images[0, 0, 0, 0] ^= 1
-    with pytest.raises(UserError, match="train_sha256 was .*, resume with the same settings and data"):
-        run((replace(train, images=images), validation), tmp_path, resume=True)
+    data = TrainingData(train, validation, NORMALIZATION, test=validation)
+    fit(engine(), data, CONFIG, tmp_path, hooks=Hooks(stop_after(1)), progress_bar=False)
+    old = getattr(data, part)
+    values = getattr(old, array).copy()
+    values[0, 0, 0, 0] ^= 1
+    changed = replace(data, **{part: replace(old, **{array: values})})
+    with pytest.raises(UserError, match=f"{part}_sha256 was .*, resume with the same settings and data"):
+        fit(engine(), changed, CONFIG, tmp_path, resume=True, progress_bar=False)
+    with pytest.raises(UserError, match=f"{part}_slices was .*, resume with the same settings and data"):
+        fit(engine(), replace(data, **{part: old.subset([0])}), CONFIG, tmp_path, resume=True, progress_bar=False)
+
+
+def test_a_run_that_noted_nothing_of_its_test_set_is_resumed(slices, tmp_path):
+    run(slices, tmp_path, should_stop=stop_after(1))  # as earlier versions did
+    data = TrainingData(*slices, NORMALIZATION, test=slices[1])
+    assert fit(engine(), data, CONFIG, tmp_path, resume=True, progress_bar=False).finished
 
 
 @pytest.mark.parametrize(("batch_size", "images", "refused"), [(1, 4, True), (4, 9, True), (4, 10, False)])
