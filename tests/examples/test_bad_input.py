@@ -836,37 +836,29 @@ class _:
         assert tree(folder) == {}
 
 
-@case("33 data deleted during training")
-class _:
-    """All slices are in memory by then: the run goes on to the end. Resuming it needs the data as they were."""
+class Changed:
+    """A run that is stopped after its first epoch and cannot be resumed when ``change`` has been at its folder."""
 
-    def __init__(self, place):
-        self.place = place
-
-    def check(self, folder):
-        image, _ = self.place.data()
-        before = AFTER_AN_EPOCH.format(f"import os; os.path.exists({str(image)!r}) and os.unlink({str(image)!r})")
-        arguments = ("--data", "data", *SMALL, "--epochs", "2", "--output", "out")
-        ended = run("train_lgg", *arguments, cwd=folder, before=before)
-        assert (ended.code, ended.err) == (0, "")
-        assert progress(folder / "out")["finished"]
-        resumed("out", f"{image.stem}_mask.tif: no image").check(folder)
-
-
-@case("33 data changed between two parts of a run")
-class _:
-    def __init__(self, place):
-        self.place = place
+    def __init__(self, place, change, part):
+        self.place, self.change, self.part = place, change, part
 
     def check(self, folder):
         self.place.data()
         before = AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
         arguments = ("--data", "data", *SMALL, "--epochs", "2", "--output", "out")
         assert run("train_lgg", *arguments, cwd=folder, before=before).code == 143
+        self.change(folder)
+        resumed("out", f"last.npz: belongs to another run ({self.part}_sha256 was ").check(folder)
+
+
+@case("33 data changed between two parts of a run")
+def _(place):
+    def change(folder):
         for path in (folder / "data").rglob("*.tif"):
             if not path.stem.endswith("_mask"):
                 saved(path, pixels(path) ^ 1)
-        resumed("out", "last.npz: belongs to another run (train_sha256 was ").check(folder)
+
+    return Changed(place, change, "train")
 
 
 @case("34 a last batch of one")
@@ -986,20 +978,14 @@ def _(place):
 
 
 @case("x14 test patients changed between two parts of a run")
-class _:
-    def __init__(self, place):
-        self.place = place
-
-    def check(self, folder):
-        self.place.data()
-        before = AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
-        arguments = ("--data", "data", *SMALL, "--epochs", "2", "--output", "out")
-        assert run("train_lgg", *arguments, cwd=folder, before=before).code == 143
+def _(place):
+    def change(folder):
         tested = json.loads((folder / "out" / "config.json").read_text())["patients"]["test"]
         for path in (folder / "data").rglob("*_mask.tif"):
             if path.name.startswith(tuple(tested)):
                 saved(path, pixels(path)[::-1])
-        resumed("out", "last.npz: belongs to another run (test_sha256 was ").check(folder)
+
+    return Changed(place, change, "test")
 
 
 # ------------------------------------------------------------------------------------------ the test
