@@ -67,11 +67,12 @@ def main(arguments: list[str]) -> None:
             )
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
-            print(f"stopped in epoch {progress.epoch_number}; go on with: {again}")
+            print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
         stop.exit_if_requested()
         write_curves(folder, progress.history, progress.best_epoch)
         test(folder, parts.test, preset, device, options)
-        print(f"everything lies in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if p.name[0] != '.'))}")
+        files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        print(f"everything lies in {images.shown(folder)}: {images.shown(', '.join(files))}")
 
 
 class Parts(NamedTuple):

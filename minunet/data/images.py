@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import re
 import stat
 import sys
 import threading
@@ -38,12 +39,16 @@ MAX_HEADER_BYTES = 2 * 2**20
 #: Files of a folder with another ending are no images.
 IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
+#: How the names of masks end, and of what examples/predict.py writes.
+_NO_IMAGE = re.compile(r".*_(mask|overlay)\d*", re.IGNORECASE | re.DOTALL)
+
 
 def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
     """The image files that ``paths`` (files, and folders of files) name, those of one folder together.
 
-    Files called ``<anything>_mask.<ending>`` are masks and left out, so that a patient's folder of LGG-MRI can be
-    given as it is. Folders in folders are not searched.
+    Files called ``<anything>_mask.<ending>`` or ``<anything>_overlay.<ending>`` are left out, so that a patient's
+    folder of LGG-MRI can be given as it is, and one that holds predictions already. So are the hidden files of a
+    folder (``._1.tif`` of a Mac). Folders in folders are not searched.
 
     Raises UserError for a path that is not there or holds no image.
     """
@@ -51,16 +56,17 @@ def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
     for path in map(Path, paths):
         try:
             if path.is_dir():
-                files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_ENDINGS]
+                visible = (file for file in sorted(path.iterdir()) if not file.name.startswith("."))
+                files = [file for file in visible if file.suffix.lower() in IMAGE_ENDINGS]
             else:
                 files = [path]
         except OSError as error:
             raise UserError(f"{shown(path)}: cannot be read ({error.strerror}), check its permissions") from None
-        images = [file for file in files if not file.stem.lower().endswith("_mask")]
+        images = [file for file in files if not _NO_IMAGE.fullmatch(file.stem)]
         if not images:
             endings = ", ".join(IMAGE_ENDINGS)
             raise UserError(
-                f"{shown(path)}: no image found, give images ({endings}; masks are left out) or their folder"
+                f"{shown(path)}: no image found, give images ({endings}; masks and overlays left out) or their folder"
             )
         for file in images:
             if not file.exists():

@@ -151,3 +151,14 @@ def test_a_volume_is_a_folder(tmp_path):
         ["p/10.TIF", "p/2.tif"],
         ["q/1.png"],
     ]
+
+
+def test_what_is_no_image_is_passed_over_in_a_folder(tmp_path):
+    """Masks, what predict.py wrote before, also of several classes, and the hidden files of a Mac."""
+    found = ["X_3.tif", "mask_1.png", "overlay.png", "X_masked.png"]
+    others = ["X_3_mask.tif", "X_3_MASK.PNG", "X_3_overlay.png", "X_3_mask2.png", "X_3_overlay2.png", "._X_3.tif"]
+    for name in [*found, *others, ".hidden.png"]:
+        (tmp_path / name).touch()
+    (files,) = find_volumes([tmp_path])
+    assert {file.name for file in files} == set(found)
+    assert "masks and overlays left out" in refusal(find_volumes, [tmp_path / "X_3_overlay.png"])

@@ -9,7 +9,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
+import shutil
 import signal
 import socket
 import struct
@@ -986,6 +988,31 @@ def _(place):
                 saved(path, pixels(path)[::-1])
 
     return Changed(place, change, "test")
+
+
+@case("x15 control characters in names")
+class _:
+    """A terminal would obey them: clear the screen, rename the window, colour a line."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def check(self, folder):
+        evil = "\x1b[2J\x1b]0;x\x07\n\r"
+        shutil.copytree(self.place.patients, folder / f"data{evil}")
+        for patient in [path for path in (folder / f"data{evil}").iterdir() if path.is_dir()]:
+            patient.rename(patient.with_name(patient.name + evil))
+        before = AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+        arguments = ("--data", f"data{evil}", *SMALL, "--epochs", "2", "--output", f"out{evil}")
+        first = run("train_lgg", *arguments, cwd=folder, before=before)
+        second = run("train_lgg", "--resume", f"out{evil}", cwd=folder)
+        slices = sorted((folder / f"data{evil}").iterdir())[0]
+        third = run("predict", folder / f"out{evil}" / "best.npz", slices, "--output", f"masks{evil}", cwd=folder)
+        assert [ended.code for ended in (first, second, third)] == [143, 0, 0], (first, second, third)
+        for ended in (first, second, third):
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", ended.out), repr(ended.out)
+        assert r"go on with: " in first.out
+        assert r"everything lies in out\x1b[2J\x1b]0;x\x07\n\r: best.npz, " in second.out
 
 
 # ------------------------------------------------------------------------------------------ the test
