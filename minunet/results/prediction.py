@@ -29,6 +29,7 @@ from minunet.base.errors import UserError
 from minunet.data.images import read_image, shown
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
+from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
@@ -65,7 +66,10 @@ class Predictor:
         """The predictor in a checkpoint of ``training.loop.fit``; ``weights`` as in ``checkpoint.load_net``.
 
         ``engine``, ``precision`` and ``max_batch`` (images at a time) as in ``minunet.engines.build``.
-        Raises UserError if the file is no checkpoint, or does not say how images are prepared.
+        Fewer images are taken at a time where memory is short.
+
+        Raises UserError if the file is no checkpoint, does not say how images are prepared, or has an image size at
+        which not even one image fits into memory.
         """
         net, metadata = load_net(checkpoint, weights)
         if net.config["in_channels"] != 3:
@@ -73,9 +77,10 @@ class Predictor:
                 f"{shown(checkpoint)}: its network takes {net.config['in_channels']} channels, "
                 "give a checkpoint of a network for RGB images"
             )
-        normalization, image_size, flip_average = _preprocessing(checkpoint, metadata)
+        normalization, image_size, flip_average = _preprocessing(checkpoint, metadata, 2**net.depth)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
-        batch, size = min(max_batch, BATCH), (image_size, image_size)
+        size = image_size, image_size
+        batch = min(max_batch, BATCH, _batch_that_fits(checkpoint, net, size))
         built = engines.build(net, SegmentationLoss(), batch, size, device, engine, precision, training=False)
         built.freeze()
         return cls(net, normalization, image_size, flip_average, built, batch)
@@ -108,8 +113,24 @@ class Predictor:
         )
 
 
-def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tuple[Normalization, int, bool]:
-    """Normalisation, image size and flip average from a checkpoint's metadata["preprocessing"]."""
+def _batch_that_fits(checkpoint: str | PathLike, net: UNet, size: tuple[int, int]) -> int:
+    """How many images can be predicted at a time. Raises UserError if that is none."""
+    available = memory.available_bytes(net)
+    if available is None:
+        return BATCH
+    if (largest := memory.largest_batch(net, size, available, memory.prediction_bytes)) == 0:
+        needed = memory.prediction_bytes(net, size, 1)
+        raise UserError(
+            f"{shown(checkpoint)}: its images are {size[1]} x {size[0]} pixels, and to predict one takes about "
+            f"{needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free, use a machine with more memory"
+        )
+    return largest
+
+
+def _preprocessing(
+    checkpoint: str | PathLike, metadata: dict[str, Any], multiple: int
+) -> tuple[Normalization, int, bool]:
+    """Normalisation, image size (a ``multiple``) and flip average from a checkpoint's metadata["preprocessing"]."""
     found = metadata.get("preprocessing")
     try:
         # An entry that this code does not know would be a step of the preparation that it leaves out.
@@ -118,6 +139,8 @@ def _preprocessing(checkpoint: str | PathLike, metadata: dict[str, Any]) -> tupl
         size = found["image_size"]
         if type(size) is not int or not 1 <= size <= 8192:
             raise ValueError(f"image_size must be a whole number from 1 to 8192, got {size!r}")
+        if size % multiple:
+            raise ValueError(f"image_size must be a multiple of {multiple} for a network of this depth, got {size}")
         if type(found["flip_average"]) is not bool:
             raise ValueError(f"flip_average must be true or false, got {found['flip_average']!r}")
         return Normalization.from_dict(found["normalization"]), size, found["flip_average"]

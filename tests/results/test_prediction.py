@@ -1,5 +1,6 @@
 """From a trained checkpoint and image files to masks: examples/predict.py and minunet.results.prediction."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from minunet.base import cli
 from minunet.base.errors import UserError
 from minunet.data import lgg, phantom
 from minunet.data.normalize import Normalization
+from minunet.engines import memory
 from minunet.network.unet import UNet
 from minunet.results import plots
 from minunet.results.prediction import Predictor, resize_probabilities
@@ -23,6 +25,8 @@ from minunet.training.evaluation import predict_slices
 from minunet.training.loop import TrainingData, fit
 from minunet.training.optim import AdamW
 from minunet.training.step import Engine
+from tests.base.processes import POSIX
+from tests.command_line import run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 SIZE = 32
@@ -98,6 +102,36 @@ def test_a_patients_folder_gives_what_training_would_predict(predict, checkpoint
     assert len(capsys.readouterr().out.splitlines()) == len(mine)
 
 
+def test_where_memory_is_short_fewer_images_are_predicted_at_a_time(checkpoint, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    with Predictor.load(checkpoint) as predictor:
+        assert predictor.batch == 16
+        expected = predictor.probabilities(images)
+    two = memory.prediction_bytes(predictor.net, SIZE, 2)
+    monkeypatch.setattr(memory, "available_bytes", lambda net: two)
+    with Predictor.load(checkpoint) as predictor:
+        assert predictor.batch == 2
+        np.testing.assert_allclose(predictor.probabilities(images), expected, atol=1e-6)
+    monkeypatch.setattr(memory, "available_bytes", lambda net: None)  # the system does not say
+    assert Predictor.load(checkpoint).batch == 16
+
+
+@POSIX
+def test_an_image_size_beyond_the_memory_is_refused_at_once(checkpoint, tmp_path):
+    """A checkpoint of a few kilobytes must not make a machine swap."""
+    path = save(tmp_path / "huge.npz", normalization=Normalization("scale").to_dict(), image_size=8192)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, resource.RLIM_INFINITY))"
+    ended = run("predict", path, "a.png", "--output", "out", cwd=tmp_path, before=limited)
+    assert ended.code == 2
+    assert re.fullmatch(
+        r"error: .*huge\.npz: its images are 8192 x 8192 pixels, and to predict one takes about [\d.]+ GB "
+        r"and [\d.]+ GB are free, use a machine with more memory\n",
+        ended.err,
+    ), ended
+    assert not (tmp_path / "out").exists()
+
+
 def test_loose_images_of_any_size_and_format(predict, checkpoint, tmp_path):
     rng = np.random.default_rng(0)
     sizes = {"wide äöü 1.png": (20, 70), "-odd.JPG": (51, 33), "one pixel.tiff": (1, 1), "large.tif": (200, 100)}
@@ -169,6 +203,7 @@ def files(tmp_path, checkpoint):
     save(tmp_path / "no_preprocessing.npz")
     save(tmp_path / "other_step.npz", normalization=scale, image_size=16, crop="head")
     save(tmp_path / "bad_size.npz", normalization=scale, image_size="16")
+    save(tmp_path / "odd_size.npz", normalization=scale, image_size=17)
     save(tmp_path / "bad_kind.npz", normalization={**scale, "kind": "magic"}, image_size=16)
     save(tmp_path / "bad_flip.npz", normalization=scale, image_size=16, flip_average=1)
     save(tmp_path / "plain.npz", normalization=scale, image_size=16)
@@ -184,6 +219,7 @@ def files(tmp_path, checkpoint):
         (("text.png", "good.png"), "text.png: "),
         (("no_preprocessing.npz", "good.png"), "no_preprocessing.npz: does not say how to prepare images"),
         (("other_step.npz", "good.png"), "other_step.npz: does not say how to prepare images"),
+        (("odd_size.npz", "good.png"), "image_size must be a multiple of 2 for a network of this depth, got 17"),
         (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
         (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
         (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
