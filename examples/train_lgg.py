@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from minunet import UNet, engines
 from minunet.base import cli
 from minunet.base.backend import Device, gpu_pool_bytes, to_device
-from minunet.base.durable import json_text, write_text
+from minunet.base.durable import json_text, read_text, write_text
 from minunet.base.environment import environment
 from minunet.base.errors import UserError
 from minunet.base.run_folder import next_free_folder, run_folder
@@ -169,6 +169,21 @@ def explained(preset: Preset, net: UNet, needed: memory.StepBytes) -> Iterator[N
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options; with --resume those that the run was started with, from its config.json."""
+    parser = flags()
+    options = parser.parse_args(arguments)
+    if options.resume is None:
+        options = with_defaults(options)
+        options.output = options.output or next_free_folder("runs", options.preset)
+        return options
+    if extra := [name for name in SETTINGS if getattr(options, name) is not None]:
+        raise UserError(f"{flag(extra[0])}: not together with --resume, which takes the run's settings")
+    settings = read_settings(Path(options.resume) / "config.json", parser)
+    vars(options).update(settings, output=options.resume)
+    return options
+
+
+def flags() -> cli.Parser:
+    """The command line."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", metavar="DIR", help="the folder kaggle_3m, or your own in its layout; left out: synthetic patients")
@@ -187,23 +202,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
     add("--quiet", action="store_true", help="no progress bar")
-    given = parser.parse_args(arguments)
+    return parser
 
+
+def with_defaults(given: argparse.Namespace) -> argparse.Namespace:
+    """The settings that were given, and the others."""
     options = argparse.Namespace(**vars(given))
-    if given.resume is not None:
-        if extra := [name for name in SETTINGS if getattr(given, name) is not None]:
-            raise UserError(
-                f"--{extra[0].replace('_', '-')}: not together with --resume, which takes the run's settings"
-            )
-        vars(options).update(read_settings(Path(given.resume) / "config.json"), output=given.resume)
-        return options
     options.preset = given.preset or ("quick" if given.data is None else "small")
     options.split = given.split or "patient"
     options.fold = given.fold or 0
     options.seed = given.seed or 0
     options.allow_missing = bool(given.allow_missing)
-    options.output = given.output or next_free_folder("runs", options.preset)
     return options
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{setting.replace('_', '-')}"
 
 
 #: The options that decide what a run computes: stored in config.json, taken from there by --resume.
@@ -227,14 +246,28 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {**settings, "data": None if options.data is None else str(Path(options.data).resolve())}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, parser: cli.Parser) -> dict[str, Any]:
+    """The settings in a run's config.json. It may be anybody's: they go through the command line's own checks."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["options"]
-        return {name: settings[name] for name in SETTINGS}
+        stored = json.loads(read_text(path))["options"]
+        stored = {name: stored[name] for name in SETTINGS}
     except FileNotFoundError:
         raise UserError(f"{path}: not found, give --resume the folder of a run") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path}: no settings of a run ({type(error).__name__}), start a new run") from None
+    given = {flag(name): value for name, value in stored.items() if value is not None and value is not False}
+    try:
+        options = with_defaults(
+            parser.parse_args([name if value is True else f"{name}={value}" for name, value in given.items()])
+        )
+    except UserError as error:
+        raise UserError(
+            f"{path}: no settings of a run ({str(error).removesuffix(', see --help')}), start a new run"
+        ) from None
+    for name, value in stored.items():
+        if getattr(options, name) != value:  # "3" is a number on a command line, but not here
+            raise UserError(f"{path}: no settings of a run ({name} cannot be {value!r:.80}), start a new run")
+    return stored
 
 
 def choose_preset(options: argparse.Namespace, device: Device) -> Preset:

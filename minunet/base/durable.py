@@ -17,6 +17,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,6 +97,20 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
     write_durably(path, write)
+
+
+def read_text(path: str | os.PathLike[str], largest: int = 2**24) -> str:
+    """The UTF-8 text of the file ``path``, which has at most ``largest`` bytes.
+
+    Anything else than a regular file is not opened: a pipe would wait for a writer, a device may never end.
+    Raises ValueError for that, for a larger file and for what is no UTF-8, and OSError where it cannot be read.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > largest:
+        raise ValueError(f"{status.st_size} bytes long")
+    return Path(path).read_text(encoding="utf-8")
 
 
 def json_text(value: Any, *, exact: bool = False, indent: int | None = 2) -> str:

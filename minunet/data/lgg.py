@@ -209,14 +209,14 @@ def _find_images(folder: Path, faults: list[str]) -> tuple[dict[int, Path], dict
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # no permission to look, a name too long: not one that can be read
+    except (OSError, ValueError):  # no permission to look, a name too long, or no name: not one that can be read
         return False
 
 
 def _names_in(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: half a character or a NUL, which no name can have
         raise UserError(f"{shown(folder)}: no such folder; expected one that holds {_LAYOUT}") from None
     except NotADirectoryError:
         raise UserError(f"{shown(folder)}: not a folder; expected one that holds {_LAYOUT}") from None

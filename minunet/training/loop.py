@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -56,6 +56,44 @@ class Progress:
     def epoch_number(self) -> int:
         """The number of the epoch that runs, from 1, as people count and the history does."""
         return self.epoch + 1
+
+    @classmethod
+    def read(cls, stored: Any, epochs: int, steps: int) -> "Progress":
+        """The progress of a run of so many epochs of so many steps, from a file that may be anybody's.
+
+        Raises ValueError if it cannot be that.
+        """
+        try:
+            progress = cls(**stored)
+            rows = [set(row) == set(COLUMNS) and all(map(_is_number, row.values())) for row in progress.history]
+        except (TypeError, AttributeError) as error:
+            raise ValueError("no progress of a run") from error
+        epoch, best = progress.epoch, progress.best_epoch
+        holds = (
+            _is_count(epoch, epochs)
+            and _is_count(progress.step, steps)
+            and _is_number(progress.loss_sum)
+            and (_is_count(best, epoch) and best > 0 and _is_number(progress.best_value) if epoch else best is None)
+            and type(progress.history) is list
+            and (len(rows), all(rows)) == (epoch, True)
+            and type(progress.finished) is bool
+            and (progress.finished or epoch < epochs)
+        )
+        if not holds:
+            raise ValueError("no progress of such a run")
+        return progress
+
+
+#: What a row of the history holds.
+COLUMNS = "epoch", "learning_rate", "train_loss", "validation_loss", "train_dice", "validation_dice"
+
+
+def _is_count(value: Any, largest: int) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= largest
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -176,8 +214,8 @@ class _Run:
         if changed := differences(then, environment() | {"engine": self.engine.name}):
             print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
         try:
-            self.progress = Progress(**found["progress"])
-        except (KeyError, TypeError):
+            self.progress = Progress.read(found.get("progress"), self.config.epochs, self.steps_per_epoch)
+        except ValueError:
             raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
 
     def train_epoch(self, should_stop: Callable[[], bool] | None, progress_bar: bool) -> bool:
@@ -250,14 +288,10 @@ class _Run:
                     f"epoch {progress.epoch_number}, after its last step: the loss on {patients} patients is {loss}, "
                     "lower the learning rate"
                 )
-        return {
-            "epoch": progress.epoch_number,
-            "learning_rate": self.config.learning_rate(self.optimizer.steps - 1, self.steps_per_epoch),
-            "train_loss": progress.loss_sum / progress.step,
-            "validation_loss": on_validation.loss,
-            "train_dice": on_train.dice,
-            "validation_dice": on_validation.dice,
-        }
+        learning_rate = self.config.learning_rate(self.optimizer.steps - 1, self.steps_per_epoch)
+        train_loss = progress.loss_sum / progress.step
+        measured = train_loss, on_validation.loss, on_train.dice, on_validation.dice
+        return dict(zip(COLUMNS, (progress.epoch_number, learning_rate, *measured), strict=True))
 
     def _judge(self, row: dict[str, float]) -> bool:
         """Whether the epoch is the best so far; the run then stands at the start of the next one, or is finished."""

@@ -8,6 +8,7 @@ what to run, and what has to come of it. Every one of them is run as a process o
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import runpy
@@ -887,6 +888,77 @@ def _(place):
 def _(place):
     place.run(lambda folder: (folder / "config.json").write_text("{"))
     return resumed("run", "config.json: no settings of a run")
+
+
+def with_settings(**changes):
+    """A change of a run folder: other settings in its config.json."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["options"].update(changes)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+FORGED_SETTINGS = {
+    "preset=[]": {"preset": []},
+    "preset of another name": {"preset": "huge"},
+    "preset gone": {"preset": None},
+    "epochs a string": {"epochs": "3"},
+    "epochs a truth": {"epochs": True},
+    "epochs negative": {"epochs": -1},
+    "fold=9": {"fold": 9},
+    "fold a fraction": {"fold": 0.5},
+    "learning rate a string": {"learning_rate": "NaN"},
+    "learning rate not a number": {"learning_rate": math.nan},
+    "learning rate infinite": {"learning_rate": math.inf},
+    "data=5": {"data": 5},
+    "data a list": {"data": ["data"]},
+    "data no text": {"data": "\ud800"},
+    "data with a zero": {"data": "a\0b"},
+    "split=5": {"split": 5},
+    "augment an object": {"augment": {"flip": 1}},
+    "image size of a billion": {"image_size": 1e9},
+    "image size of nine digits": {"image_size": 10**9},
+    "batch size of a hundred digits": {"batch_size": 10**100},
+    "seed a fraction": {"seed": 1.0 + 1e-9},
+    "allow_missing a string": {"allow_missing": "yes"},
+}
+
+for forgery, settings in FORGED_SETTINGS.items():
+
+    @case(f"x16 forged settings: {forgery}")
+    def _(place, settings=settings):
+        place.run(with_settings(**settings))
+        a_path = isinstance(settings.get("data"), str)
+        return resumed("run", "no such folder" if a_path else "config.json: no settings of a run (")
+
+
+@case("x17 a config.json of brackets")
+def _(place):
+    place.run(lambda folder: (folder / "config.json").write_text("[" * 200_000))
+    return resumed("run", "config.json: no settings of a run (RecursionError)")
+
+
+@case("x18 a config.json that is a pipe")
+def _(place):
+    def change(folder):
+        (folder / "config.json").unlink()
+        os.mkfifo(folder / "config.json")
+
+    place.run(change)
+    return resumed("run", "config.json: no settings of a run (ValueError)")
+
+
+@case("x19 an endless config.json")
+def _(place):
+    def change(folder):
+        (folder / "config.json").unlink()
+        (folder / "config.json").symlink_to("/dev/zero")
+
+    place.run(change)
+    return resumed("run", "config.json: no settings of a run (ValueError)")
 
 
 @case("x04 a run's data that have gone")

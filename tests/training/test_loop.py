@@ -1,12 +1,13 @@
 """The run: what it leaves, what it chooses, and that a resumed run is the unbroken one."""
 
 import csv
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minunet.base.archive import load, sha256_of_arrays
+from minunet.base.archive import load, save, sha256_of_arrays
 from minunet.base.environment import environment
 from minunet.base.errors import Diverged, UserError
 from minunet.data.augment import PRESETS, Augmentation
@@ -150,6 +151,70 @@ def test_what_is_not_as_it_was_is_said_on_resuming(slices, tmp_path, monkeypatch
     assert run(slices, tmp_path, resume=True).finished
     (line,) = capsys.readouterr().out.splitlines()
     assert line == f"warning: not as it was, so that the last bits may differ: numpy was {np.__version__!r}, is '1.0'"
+
+
+GOOD = {
+    "epoch": 1,
+    "step": 2,
+    "loss_sum": 0.5,
+    "best_epoch": 1,
+    "best_value": 0.25,
+    "history": [dict.fromkeys(loop.COLUMNS, 0.5)],
+    "finished": False,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 4, "history": 4 * GOOD["history"]},  # of three
+        {"epoch": 3, "history": 3 * GOOD["history"]},  # all done, but not finished
+        {"epoch": -1},
+        {"epoch": 1.0},
+        {"epoch": True},
+        {"epoch": "1"},
+        {"epoch": 2},  # the history has one
+        {"step": 4},  # of three
+        {"step": -1},
+        {"step": None},
+        {"loss_sum": math.nan},
+        {"loss_sum": "0.5"},
+        {"best_epoch": None},
+        {"best_epoch": 0},
+        {"best_epoch": 2},
+        {"best_value": None},
+        {"best_value": math.inf},
+        {"history": None},
+        {"history": []},
+        {"history": [1]},
+        {"history": {"0": GOOD["history"][0]}},
+        {"history": [{"epoch": 1}]},
+        {"history": [GOOD["history"][0] | {"train_loss": "low"}]},
+        {"history": [GOOD["history"][0] | {"train_loss": math.nan}]},
+        {"finished": 0},
+        {"finished": None},
+        {"another": 1},
+    ],
+    ids=repr,
+)
+def test_progress_that_cannot_be_that_of_the_run_is_refused(change):
+    assert loop.Progress.read(GOOD, epochs=3, steps=3) == loop.Progress(**GOOD)
+    with pytest.raises(ValueError, match="no progress of"):
+        loop.Progress.read(GOOD | change, epochs=3, steps=3)
+
+
+@pytest.mark.parametrize("stored", [None, [], "progress", 5])
+def test_what_is_no_progress_is_refused(stored):
+    with pytest.raises(ValueError, match="no progress of"):
+        loop.Progress.read(stored, epochs=3, steps=3)
+
+
+def test_forged_progress_ends_in_one_line(slices, tmp_path):
+    run(slices, tmp_path, should_stop=stop_after(1))
+    arrays, metadata = load(tmp_path / "last.npz")
+    save(tmp_path / "last.npz", arrays, metadata | {"progress": metadata["progress"] | {"epoch": 9}})
+    with pytest.raises(UserError, match=r"last\.npz: does not say how far its run had come, start a new run"):
+        run(slices, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
