@@ -36,12 +36,13 @@ def own_tests(module: str, where: str = "") -> list[str]:
     name, own = path.stem, f"tests/{path.parent.relative_to('minunet') / f'test_{path.stem}.py'}"
     contract = "tests/ops/test_contract.py"
     if name == "checks":
-        # What an op asks of its arguments is tested where the op is.
+        # What an op, or the loss, asks of its arguments is tested where that is.
         tests = [
             own,
             *(f"tests/ops/test_{op}.py" for op in ("conv2d", "conv_transpose2d", "convolutions", "dice_loss")),
+            "tests/network/test_loss.py",
         ]
-        return [*tests, contract, "-k", "checks or conv or dice"]
+        return [*tests, contract, "-k", "checks or conv or dice or loss"]
     if name in ("dice_loss", "bce_with_logits", "loss"):
         tests = ["tests/ops/test_dice_loss.py", "tests/ops/test_bce_with_logits.py", "tests/network/test_loss.py"]
         return [*tests, contract, module, "-k", "loss or bce"]
