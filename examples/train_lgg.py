@@ -206,7 +206,7 @@ def flags() -> cli.Parser:
 
 
 def with_defaults(given: argparse.Namespace) -> argparse.Namespace:
-    """The settings that were given, and the others."""
+    """The options with the defaults of those settings that were not given."""
     options = argparse.Namespace(**vars(given))
     options.preset = given.preset or ("quick" if given.data is None else "small")
     options.split = given.split or "patient"
@@ -247,7 +247,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_settings(path: Path, parser: cli.Parser) -> dict[str, Any]:
-    """The settings in a run's config.json. It may be anybody's: they go through the command line's own checks."""
+    """The settings in a run's config.json, checked as flags are: anybody may have written the file."""
     try:
         stored = json.loads(read_text(path))["options"]
         stored = {name: stored[name] for name in SETTINGS}

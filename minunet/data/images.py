@@ -39,7 +39,7 @@ MAX_HEADER_BYTES = 2 * 2**20
 #: Files of a folder with another ending are no images.
 IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
-#: How the names of masks end, and of what examples/predict.py writes.
+#: Masks, and the overlays that examples/predict.py writes, are no images; with several classes they are numbered.
 _NO_IMAGE = re.compile(r".*_(mask|overlay)\d*", re.IGNORECASE | re.DOTALL)
 
 

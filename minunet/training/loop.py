@@ -37,7 +37,7 @@ class TrainingData:
     train: SliceSet
     validation: SliceSet
     normalization: Normalization
-    test: SliceSet | None = None  # never looked at here, but a resumed run has to find the same one
+    test: SliceSet | None = None  # fit never looks at it, but a resumed run has to find the same one
 
 
 @dataclass
@@ -59,9 +59,9 @@ class Progress:
 
     @classmethod
     def read(cls, stored: Any, epochs: int, steps: int) -> "Progress":
-        """The progress of a run of so many epochs of so many steps, from a file that may be anybody's.
+        """The progress that a checkpoint has stored, of a run of so many epochs of so many steps.
 
-        Raises ValueError if it cannot be that.
+        Raises ValueError if no such run can have got there: anybody may have written the file.
         """
         try:
             progress = cls(**stored)

@@ -54,9 +54,9 @@ STAGES: dict[str, Callable[..., Runnable]] = {
 class Steps:
     """The stages of a training step, or of a prediction, with the processes sharing out images or rows.
 
-    :attr:`stages` are the plan's, each with the object that runs it. Two of these objects are spoken to between steps:
-    :attr:`masks` is told which dropout masks to draw (None where nothing is dropped: in a prediction, or at a rate of
-    0), and :attr:`loss` knows the loss of the step (None in a prediction).
+    :attr:`stages` are the plan's, each with the object that runs it. Two of these objects are used between the steps,
+    too: :attr:`masks` is told which dropout masks to draw (None where nothing is dropped: in a prediction, or at a rate
+    of 0), and :attr:`loss` knows the loss of the step (None in a prediction).
     """
 
     def __init__(self, work: Work, stages: list[Stage]) -> None:
