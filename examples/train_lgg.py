@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: 
     config = {
         "options": settings_of(options),
         "model": net.config,
-        "training": asdict(preset.training),
+        "training": preset.training.settings(),
         "preprocessing": preprocessing(preset),
         "patients": {name: part.patient_names() for name, part in parts._asdict().items()},
         "environment": environment(),

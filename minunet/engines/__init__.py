@@ -13,9 +13,9 @@ from minunet.base.backend import Device
 from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 from minunet.engines import memory
-from minunet.engines.exact import own_code
 from minunet.engines.selfcheck import difference
 from minunet.network.loss import SegmentationLoss
+from minunet.network.own_code import own_code, own_loss
 from minunet.network.unet import UNet
 from minunet.training.step import Engine
 
@@ -137,7 +137,7 @@ def unsupported(
         except ImportError as error:  # what an engine needs beyond NumPy may be missing
             reason = f"the engine cannot be imported: {error}"
         else:
-            reason = own_code(net, loss) or module.unsupported(net, loss, max_batch, image_size, precision)
+            reason = own_loss(loss) or own_code(net) or module.unsupported(net, loss, max_batch, image_size, precision)
     if precision != "float32" and (choice == "plain" or reason is not None):
         why = "the plain path computes in float32" if reason is None else reason
         raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")

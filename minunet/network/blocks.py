@@ -36,12 +36,21 @@ class DoubleConv(Layer):
     """Convolution 3x3, batch norm, ReLU, twice: (N, H, W, C_in) to (N, H, W, C_out)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, conv_bias: bool, generator: np.random.Generator, dtype: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        conv_bias: bool,
+        batch_norm_eps: float = 1e-3,
+        generator: np.random.Generator,
+        dtype: str,
     ) -> None:
-        self.conv1 = Conv2d(in_channels, out_channels, bias=conv_bias, generator=generator, dtype=dtype)
-        self.norm1 = BatchNorm2d(out_channels, dtype=dtype)
-        self.conv2 = Conv2d(out_channels, out_channels, bias=conv_bias, generator=generator, dtype=dtype)
-        self.norm2 = BatchNorm2d(out_channels, dtype=dtype)
+        convolution: dict[str, Any] = {"bias": conv_bias, "generator": generator, "dtype": dtype}
+        norm: dict[str, Any] = {"eps": batch_norm_eps, "dtype": dtype}
+        self.conv1 = Conv2d(in_channels, out_channels, **convolution)
+        self.norm1 = BatchNorm2d(out_channels, **norm)
+        self.conv2 = Conv2d(out_channels, out_channels, **convolution)
+        self.norm2 = BatchNorm2d(out_channels, **norm)
 
     def forward(self, x: Array, *, training: bool) -> tuple[Array, DoubleConvCache]:
         x, cache_conv1 = self.conv1.forward(x)
@@ -74,20 +83,11 @@ class DownCache(NamedTuple):
 class Down(Layer):
     """One step down the left side: the features of this level, which are its skip, and the same at half the size.
 
-    Its arrays have the names of its double convolution: ``down1.conv1.weight``.
+    Its arrays have the names of its double convolution, whose ``options`` it takes: ``down1.conv1.weight``.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        dropout: Dropout,
-        conv_bias: bool,
-        generator: np.random.Generator,
-        dtype: str,
-    ) -> None:
-        self.convs = DoubleConv(in_channels, out_channels, conv_bias=conv_bias, generator=generator, dtype=dtype)
+    def __init__(self, in_channels: int, out_channels: int, *, dropout: Dropout, **options: Any) -> None:
+        self.convs = DoubleConv(in_channels, out_channels, **options)
         self.dropout = dropout
 
     def forward(self, x: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, Array, DownCache]:
@@ -122,7 +122,8 @@ class UpCache(NamedTuple):
 class Up(Layer):
     """One step up the right side: twice the size, joined with the skip of the same level, then convolved.
 
-    Its arrays are ``up1.up.weight`` and those of its double convolution, ``up1.conv1.weight``.
+    Its arrays are ``up1.up.weight`` and those of its double convolution, ``up1.conv1.weight``, whose ``options`` it
+    takes.
     """
 
     def __init__(
@@ -132,14 +133,14 @@ class Up(Layer):
         *,
         up_kernel: int,
         dropout: Dropout,
-        conv_bias: bool,
         generator: np.random.Generator,
         dtype: str,
+        **options: Any,
     ) -> None:
         self.up = ConvTranspose2d(in_channels, out_channels, up_kernel, generator=generator, dtype=dtype)
         self.dropout = dropout
         # Twice the channels: half of them come up, half of them come from the skip.
-        self.convs = DoubleConv(2 * out_channels, out_channels, conv_bias=conv_bias, generator=generator, dtype=dtype)
+        self.convs = DoubleConv(2 * out_channels, out_channels, generator=generator, dtype=dtype, **options)
 
     def forward(self, x: Array, skip: Array, *, training: bool, key: rng.Key | None) -> tuple[Array, UpCache]:
         """From x (N, H/2, W/2, C_in) and skip (N, H, W, C_out) to (N, H, W, C_out), and the cache."""

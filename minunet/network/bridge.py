@@ -17,7 +17,9 @@ names do not say, and the module has to get right:
   row and column of the full result. PyTorch's usual ``padding=1, output_padding=1`` drops the first, so its image is
   shifted by one pixel, at every level. What reproduces it: ``ConvTranspose2d(..., 3, stride=2, padding=0)``, and then
   ``[:, :, :-1, :-1]``. A kernel of 2 drops nothing and needs no care.
-- **eps of batch norm** is 1e-3 here, as in Keras; PyTorch's default is 1e-5.
+- **The order of the concat** is [up, skip] here, along the channels. A module that puts the skip first loads the same
+  file with ``strict=True`` and computes something else: the names and shapes are the same in either order.
+- **eps of batch norm** is ``batch_norm_eps`` of the network, by default 1e-3 as in Keras; PyTorch's default is 1e-5.
 - **Momentum of batch norm**: new = m * old + (1 - m) * batch here, as in Keras; PyTorch calls 1 - m the momentum.
 - **The running variance**: both normalise by the batch's biased variance, and the biased one is averaged here, as in
   Keras; PyTorch averages the unbiased one, larger by n / (n - 1) for n values a channel. Each is a fair estimate: it is
@@ -37,6 +39,7 @@ from minunet.base.backend import Array, array_module, to_numpy
 from minunet.base.durable import json_text, write_bytes
 from minunet.base.errors import UserError
 from minunet.base.version import __version__
+from minunet.network.own_code import own_code, own_settings
 from minunet.network.unet import UNet
 
 _NAME = re.compile(r"((down[1-9]\d*|bottleneck|up[1-9]\d*)\.(conv[12]|norm[12])|up[1-9]\d*\.up|head)\.\w+")
@@ -44,7 +47,7 @@ _NORM_TO_TORCH = {"gamma": "weight", "beta": "bias", "running_mean": "running_me
 _NORM_FROM_TORCH = {theirs: ours for ours, theirs in _NORM_TO_TORCH.items()}
 _COUNTER = "num_batches_tracked"  # PyTorch's count of training batches, which only its momentum=None reads
 
-_DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}  # what safetensors calls them
+_DTYPES = {"float32": "F32", "float64": "F64"}  # what safetensors calls them
 
 
 def to_torch_names(arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -109,13 +112,17 @@ def export_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     """Write the parameters and running statistics of ``net`` to ``path``, under PyTorch's names and in its layouts.
 
     In PyTorch: ``module.load_state_dict(safetensors.torch.load_file(path))``. The file's metadata says how to build the
-    module: "config" is ``net.config`` as JSON, "batch_norm_eps" the eps. It is for other programs to read; a run goes
-    on from a checkpoint (:mod:`minunet.training.checkpoint`), whose sums find a flipped bit, which safetensors has not.
+    module: "config" is ``net.config`` as JSON, "batch_norm_eps" the eps, "concat" the order "up, skip". It is for other
+    programs to read; a run goes on from a checkpoint (:mod:`minunet.training.checkpoint`), which has a checksum for
+    each array. A safetensors file has none.
 
-    Raises UserError if the package safetensors is missing, and if the system refuses the write; the file that was there
-    before is then unchanged.
+    Raises UserError if the package safetensors is missing, if ``net`` is not the package's own U-Net (whoever reads the
+    file could not know what to build), and if the system refuses the write; the file that was there before is then
+    unchanged.
     """
     safetensors = _safetensors()
+    if found := own_code(net) or own_settings(net):
+        raise UserError(f"{path}: only the package's own U-Net has a known PyTorch module ({found}), save a checkpoint")
     # C-contiguous by to_torch_names: safetensors writes the memory of a NumPy array as it lies, and of a transposed
     # one it would, without a word, write the values in the wrong order.
     state = to_torch_names(net.parameters() | net.buffers())
@@ -123,7 +130,8 @@ def export_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
         "format": "pt",  # "the layouts are PyTorch's": the loaders of other packages look for it
         "minunet": __version__,
         "config": json_text(net.config, indent=None),
-        "batch_norm_eps": repr(net.bottleneck.norm1.eps),
+        "batch_norm_eps": repr(net.config["batch_norm_eps"]),
+        "concat": "up, skip",
     }
     data = safetensors.numpy.save(state, metadata)
     write_bytes(path, data)
@@ -134,7 +142,8 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
 
     The file has exactly the arrays that the export of ``net`` would have (the counters of batches may be missing), of
     the same shapes and dtype. Names, shapes and dtypes are checked before an array is read, and the values before one
-    is changed: with an error, ``net`` is as it was.
+    is changed: with an error, ``net`` is as it was. Where the file's metadata gives the eps of batch norm, ``net`` must
+    have the same.
 
     Raises UserError if the package safetensors is missing, if the file is missing, no safetensors file, or of another
     network, and if it holds a value that is NaN or infinite.
@@ -148,6 +157,7 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             _check_same(path, file, expected)
+            _check_eps(path, (file.metadata() or {}).get("batch_norm_eps"), net.config["batch_norm_eps"])
             state = {name: file.get_tensor(name) for name in expected}
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -197,6 +207,14 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise UserError('safetensors: not installed, run pip install "minunet[bridge]"') from error
     return safetensors
+
+
+def _check_eps(path: Path, stored: str | None, here: float) -> None:
+    """Raise UserError if the file says that its network has another eps."""
+    if stored is not None and stored != repr(here):
+        raise UserError(
+            f"{path}: its network has batch_norm_eps {stored!r}, and not {here}, build one with the same eps"
+        )
 
 
 def _check_same(path: Path, file: Any, expected: Mapping[str, np.ndarray]) -> None:

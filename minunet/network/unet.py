@@ -14,16 +14,20 @@ The whole backward pass: docs/derivations/unet_backward.md. Source: Ronneberger,
 batch norm and dropout, as the reference system has them).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from minunet import ops
 from minunet.base import rng
 from minunet.base.backend import Array, array_module
+from minunet.base.choices import check_choice
 from minunet.network.blocks import DoubleConv, DoubleConvCache, Down, DownCache, Up, UpCache
 from minunet.network.initializers import glorot_uniform
 from minunet.network.layers import Arrays, Conv2d, Dropout, Layer, prefixed
 from minunet.ops.conv2d import Conv2dCache
+
+Dtype = Literal["float32", "float64"]
 
 
 class Part(NamedTuple):
@@ -71,10 +75,12 @@ class UNet(Layer):
     the number of times that the size is halved, is one less than their number. ``up_kernel`` (2 or 3) is the
     side of the transposed convolutions, ``head_kernel`` that of the last convolution. ``conv_bias=False``
     leaves out the bias of every convolution that a batch norm follows: the batch norm would only subtract it again.
+    ``batch_norm_eps`` is the eps of every batch norm; ``dtype`` is "float32" or "float64".
     Several output channels are independent masks, each with its own sigmoid. The same ``seed`` gives the same
     weights.
 
-    Raises ValueError for a width, a kernel or a channel number below 1, or a dropout outside [0, 1).
+    Raises ValueError for a width, a kernel or a channel number below 1, a dropout outside [0, 1), an eps that is not
+    positive, or another dtype: float16 has too few digits for the sums of a backward pass.
 
     >>> import numpy as np
     >>> net = UNet(widths=(8, 16, 32))
@@ -93,7 +99,8 @@ class UNet(Layer):
         head_kernel: int = 3,
         conv_bias: bool = True,
         seed: int = 0,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
+        batch_norm_eps: float = 1e-3,
     ) -> None:
         self._config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -103,11 +110,17 @@ class UNet(Layer):
             "up_kernel": up_kernel,
             "head_kernel": head_kernel,
             "conv_bias": conv_bias,
+            "batch_norm_eps": batch_norm_eps,
             "seed": seed,
         }
-        _check_config(self._config)
+        _check_config(self._config, dtype)
         generator = rng.generator(rng.Key(seed, stream=rng.INITIALIZE))
-        options: dict[str, Any] = {"conv_bias": conv_bias, "generator": generator, "dtype": dtype}
+        options: dict[str, Any] = {
+            "conv_bias": conv_bias,
+            "batch_norm_eps": batch_norm_eps,
+            "generator": generator,
+            "dtype": dtype,
+        }
         self.topology = topology(in_channels, out_channels, widths)
         depth = len(widths) - 1
         channels = {part.name: part.channels for part in self.topology}
@@ -223,7 +236,7 @@ class UNet(Layer):
             raise ValueError("key must be given in training: it names the dropout masks of this step")
 
 
-def _check_config(config: dict[str, Any]) -> None:
+def _check_config(config: dict[str, Any], dtype: str) -> None:
     widths = config["widths"]
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must be one or more numbers of channels >= 1, got {widths}")
@@ -232,3 +245,6 @@ def _check_config(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout must be in [0, 1), got {config['dropout']}")
+    if not 0 < config["batch_norm_eps"] < math.inf:
+        raise ValueError(f"batch_norm_eps must be positive and finite, got {config['batch_norm_eps']}")
+    check_choice("dtype", str(dtype), Dtype)

@@ -62,16 +62,17 @@ class Predictor:
         engine: engines.EngineChoice = "plain",
         precision: engines.Precision = "float32",
         max_batch: int = BATCH,
+        network: type[UNet] = UNet,
     ) -> "Predictor":
-        """The predictor in a checkpoint of ``training.loop.fit``; ``weights`` as in ``checkpoint.load_net``.
+        """The predictor in a checkpoint of ``training.loop.fit``.
 
-        ``engine``, ``precision`` and ``max_batch`` (images at a time) as in ``minunet.engines.build``.
-        Fewer images are taken at a time where memory is short.
+        ``weights`` and ``network`` as in ``checkpoint.load_net``; ``engine``, ``precision`` and ``max_batch`` (images
+        at a time) as in ``minunet.engines.build``. Fewer images are taken at a time where memory is short.
 
         Raises UserError if the file is no checkpoint, does not say how images are prepared, or has an image size at
         which not even one image fits into memory.
         """
-        net, metadata = load_net(checkpoint, weights)
+        net, metadata = load_net(checkpoint, weights, network=network)
         if net.config["in_channels"] != 3:
             raise UserError(
                 f"{shown(checkpoint)}: its network takes {net.config['in_channels']} channels, "

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from minunet.base.choices import check_choice
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
 from minunet.network.layers import Arrays
-from minunet.network.unet import UNet, topology
+from minunet.network.own_code import class_name, own_code, own_settings
+from minunet.network.unet import Dtype, UNet, topology
 from minunet.training.optim import AdamW, WeightEMA
 
 Weights = Literal["auto", "ema", "raw"]
@@ -43,14 +44,15 @@ def save_training(
 ) -> None:
     """Write all that :func:`load_training` needs to go on: network, optimiser and, if there is one, averaged weights.
 
-    To ``metadata`` it adds the entries "class", "model" (``net.config``), "optimizer" (its steps), "ema" (its updates,
-    or None) and "environment".
+    To ``metadata`` it adds the entries "class", "own_code" (what in ``net`` is not the package's own, or None), "model"
+    (``net.config``), "optimizer" (its steps), "ema" (its updates, or None) and "environment".
 
     Raises Diverged, and keeps the file that was there, if a value is NaN or infinite; else what
     :func:`minunet.base.archive.save` raises, and ValueError if ``metadata`` has one of those entries.
     """
     ours = {
-        "class": _class_name(type(net)),
+        "class": class_name(type(net)),
+        "own_code": _own(net),
         "model": net.config,
         "optimizer": {"steps": optimizer.steps},
         "ema": None if ema is None else {"updates": ema.updates},
@@ -79,7 +81,8 @@ def load_training(
     live = _training_arrays(net, optimizer, ema)
     with Reader(path) as reader:
         _check_class(reader, type(net))
-        if changed := differences(reader.metadata.get("model"), net.config):
+        _check_own_code(reader, net)
+        if changed := differences(_model(reader), net.config):
             raise UserError(f"{path}: holds another network ({'; '.join(changed)}), {_OTHER_NETWORK}")
         _check_same_arrays(reader.path, reader.specs, _specs(live))
         steps = _count(reader, "optimizer", "steps")
@@ -115,6 +118,7 @@ def load_net(
         net = _build_net(reader, network, sum(math.prod(spec.shape) for spec in stored.values()))
         live = _prefixed(groups[0], net.parameters()) | _prefixed(groups[-1], net.buffers())
         _check_same_arrays(reader.path, stored, _specs(live))
+        _check_own_code(reader, net)
         for name, array in live.items():
             _copy_into(array, reader.read(name))
     return net, reader.metadata
@@ -165,23 +169,39 @@ def _count(reader: Reader, part: str, entry: str) -> int:
     return value
 
 
-def _class_name(network: type[UNet]) -> str:
-    return f"{network.__module__}.{network.__qualname__}"
-
-
 def _check_class(reader: Reader, network: type[UNet]) -> None:
     """Raise UserError unless the checkpoint is of a ``network``."""
-    saved, wanted = reader.metadata.get("class", _class_name(UNet)), _class_name(network)
+    saved, wanted = reader.metadata.get("class", class_name(UNet)), class_name(network)
     if saved != wanted:
         advice = f"load it in Python by load_net(..., network={str(saved).rpartition('.')[2]})"
         raise UserError(f"{reader.path}: holds a {saved}, not a {wanted}; {advice}")
 
 
+def _own(net: UNet) -> str | None:
+    """What ``type(net)(**net.config)`` would not have."""
+    return own_code(net) or (own_settings(net) if type(net) is UNet else None)
+
+
+def _check_own_code(reader: Reader, net: UNet) -> None:
+    """Raise UserError if the network that was saved had code of its own that ``net`` has not, or the reverse."""
+    saved, here = reader.metadata.get("own_code", _own(net)), _own(net)
+    if saved != here:
+        words = [found or "all code is the package's own" for found in (saved, here)]
+        advice = "give the network a class of its own and load it by that (load_net's network)"
+        raise UserError(f"{reader.path}: holds another network (there {words[0]}, here {words[1]}), {advice}")
+
+
+def _model(reader: Reader) -> Any:
+    """The network's settings; a file of an earlier version lacks those that have come since, with their defaults."""
+    config = reader.metadata.get("model")
+    return {"batch_norm_eps": 1e-3, **config} if isinstance(config, dict) else config
+
+
 def _build_net(reader: Reader, network: type[UNet], stored_values: int) -> UNet:
     """``network(**metadata["model"])``, refused before it is built if it would be larger than what the file holds."""
-    config = reader.metadata.get("model")
+    config = _model(reader)
     try:
-        if not isinstance(config, dict) or config["dtype"] not in ("float16", "float32", "float64"):
+        if not isinstance(config, dict) or config["dtype"] not in get_args(Dtype):
             raise ValueError("no settings of a network")
         # Of a class of one's own nothing is known but that its widths are those of arrays.
         if (_kernel_values(config) if network is UNet else max(config["widths"])) > stored_values:

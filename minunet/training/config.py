@@ -1,12 +1,13 @@
 """The settings of a run, and the learning rate that they give each step."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from minunet.base.choices import check_choice
 from minunet.data.augment import Augmentation
 from minunet.data.batches import Sampling
 from minunet.network.loss import SegmentationLoss
+from minunet.network.own_code import class_name
 from minunet.training.optim import warmup_cosine
 
 Schedule = Literal["cosine", "constant"]
@@ -51,6 +52,18 @@ class TrainingConfig:
             raise ValueError(f"batch_norm_momentum must be in [0, 1), got {self.batch_norm_momentum}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs must be in [0, epochs = {self.epochs}), got {self.warmup_epochs}")
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as JSON can hold it: what a run's files keep, and what a resumed run must have again.
+
+        >>> TrainingConfig().settings()["loss"]
+        {'dice_weight': 1.0, 'bce_weight': 1.0, 'smooth': 1.0, 'over': 'batch'}
+        """
+        loss: dict[str, Any] = getattr(self.loss, "__dict__", {})
+        if type(self.loss) is not SegmentationLoss:
+            plain = {name: value for name, value in loss.items() if isinstance(value, int | float | str | None)}
+            loss = {"class": class_name(type(self.loss)), **plain}
+        return {**asdict(self), "loss": loss}
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step``, from 0."""

@@ -193,7 +193,7 @@ class _Run:
         self.progress = Progress()
         self.metadata = {
             **metadata,
-            "training": asdict(config),
+            "training": config.settings(),
             "data": _described(data),
             "engine": engine.name,
         }

@@ -29,7 +29,8 @@ class AdamW:
     would hardly decay. The names in ``no_decay`` do not decay. Defaults are Keras' (which adds eps before it
     corrects v, a difference of order eps).
 
-    Raises ValueError for numbers out of range, and for names in ``no_decay`` that no parameter has.
+    Raises ValueError for numbers out of range, for names in ``no_decay`` that no parameter has, and for parameters that
+    are not float32 or float64: in float16 the squares of small gradients are 0, and the steps far too large.
 
     >>> import numpy as np
     >>> theta = {"w": np.array([1.0, -1.0])}
@@ -52,6 +53,9 @@ class AdamW:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be in [0, 1), got {betas}")
+        for name, parameter in parameters.items():
+            if parameter.dtype not in ("float32", "float64"):
+                raise ValueError(f"parameters must be float32 or float64, got {parameter.dtype} for {name}")
         if unknown := set(no_decay) - parameters.keys():
             raise ValueError(f"no_decay names parameters that do not exist: {sorted(unknown)}")
         self.parameters = parameters

@@ -5,18 +5,25 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minunet import UNet, ops
+from minunet import UNet, engines, ops
 from minunet.base import rng
 from minunet.base.backend import to_device, to_numpy
 from minunet.base.errors import UserError
+from minunet.data import phantom
+from minunet.data.slices import SliceSet
 from minunet.gradcheck import check_layer, check_net
 from minunet.network.layers import BatchNorm2d, Conv2d, Layer, map_arrays
 from minunet.network.loss import SegmentationLoss
+from minunet.results.prediction import Predictor
 from minunet.summary import summary
 from minunet.training.checkpoint import load_net, load_training, save_training
+from minunet.training.config import TrainingConfig
 from minunet.training.divergence import first_non_finite
+from minunet.training.evaluation import predict_slices
+from minunet.training.loop import Hooks, TrainingData, fit
 from minunet.training.optim import AdamW, WeightEMA
 from minunet.training.step import loss_and_grads, train_step
+from tests.training.cases import NORMALIZATION
 
 LOSS, KEY = SegmentationLoss(), rng.Key(0)
 
@@ -111,6 +118,12 @@ class TripleUNet(OwnUNet):
     block = Triple
 
 
+@pytest.fixture(scope="module")
+def slices():
+    made = phantom.make(patients=2, size=16, seed=1)
+    return [made.subset([i for i, p in enumerate(made.patients) if p == name][:8]) for name in made.patient_names()]
+
+
 own = pytest.mark.parametrize("network", [OwnUNet, TripleUNet])
 CONFIG = {"widths": (3, 4, 5), "up_kernel": 2, "dropout": 0.3}
 
@@ -171,6 +184,61 @@ def test_training_checkpoint_and_loading_by_class(network, tmp_path):
             assert np.array_equal((twin.parameters() | twin.buffers())[name], array)
     with pytest.raises(UserError, match=rf"last\.npz: holds a {metadata['class']}, .*network="):
         load_net(path)
+
+
+class Halved:
+    """A loss of one's own, no dataclass: cross entropy, divided by a number."""
+
+    def __init__(self, by=2.0):
+        self.by = by
+
+    def forward(self, logits, target):
+        value, cache = ops.bce_with_logits_forward(logits, target)
+        return value / self.by, cache
+
+    def backward(self, cache):
+        return ops.bce_with_logits_backward(cache) / self.by
+
+
+@own
+def test_fit_a_loss_of_ones_own_and_resuming(network, slices, tmp_path):
+    """The history is that of a plain loop; a run that was stopped goes on, with the same loss and no other."""
+    data = TrainingData(*slices, NORMALIZATION)
+
+    def run(folder, loss, **options):
+        net = network(**CONFIG)
+        config = TrainingConfig(epochs=2, batch_size=4, images_per_epoch=8, loss=loss)
+        with engines.build(net, loss, 4, (16, 16)) as engine:
+            assert engine.name == "plain"
+            return fit(engine, data, config, folder, progress_bar=False, **options), net
+
+    whole, net = run(tmp_path / "whole", Halved())
+    run(tmp_path / "two", Halved(), hooks=Hooks(should_stop=iter([False, True]).__next__))
+    resumed, twin = run(tmp_path / "two", Halved(), resume=True)
+    assert resumed == whole
+    assert all(np.array_equal(twin.parameters()[name], array) for name, array in net.parameters().items())
+    best, metadata = load_net(tmp_path / "two" / "best.npz", network=network)
+    assert type(best) is network
+    assert metadata["training"]["loss"] == {"class": f"{__name__}.Halved", "by": 2.0}
+    for other in (Halved(3.0), LOSS):
+        with pytest.raises(UserError, match=r"last\.npz: belongs to another run \(loss was"):
+            run(tmp_path / "two", other, resume=True)
+
+
+@own
+def test_a_predictor_takes_it_by_its_class(network, tmp_path):
+    path = tmp_path / "best.npz"
+    net = network(**CONFIG)
+    preparation = {"image_size": 8, "normalization": NORMALIZATION.to_dict(), "flip_average": False}
+    metadata = {"preprocessing": preparation}
+    save_training(path, net=net, optimizer=AdamW(net.parameters()), metadata=metadata)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    with Predictor.load(path, network=network) as predictor:
+        found = predictor.probabilities(images)
+    expected = predict_slices(net, SliceSet.unlabelled(images), NORMALIZATION, batch_size=2)
+    assert np.array_equal(found, expected)
+    with pytest.raises(UserError, match=r"best\.npz: holds a .*network="):
+        Predictor.load(path)
 
 
 @own

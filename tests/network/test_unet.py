@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minunet import ops
 from minunet.base.rng import DROPOUT, Key
 from minunet.gradcheck import TOGETHER, check_net
-from minunet.network.layers import map_arrays
+from minunet.network.layers import BatchNorm2d, map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from tests.strategies import seeds
@@ -284,7 +284,7 @@ def test_head_and_transposed_convolutions_are_drawn_from_glorot_and_the_others_f
 
 
 def test_config_builds_the_same_network():
-    net = UNet(2, 3, [2, 4], 0.1, 2, 1, False, 9, "float64")
+    net = UNet(2, 3, [2, 4], 0.1, 2, 1, False, 9, "float64", 0.01)
     assert net.config == {
         "in_channels": 2,
         "out_channels": 3,
@@ -295,9 +295,16 @@ def test_config_builds_the_same_network():
         "conv_bias": False,
         "seed": 9,
         "dtype": "float64",
+        "batch_norm_eps": 0.01,
     }
     twin = UNet(**net.config)
     assert all(np.array_equal(p, twin.parameters()[name]) for name, p in net.parameters().items())
+
+
+def test_the_eps_is_that_of_every_batch_norm():
+    net = UNet(widths=(2, 3, 4), batch_norm_eps=0.25)
+    eps = [layer.eps for layer in net.leaves().values() if isinstance(layer, BatchNorm2d)]
+    assert eps == 10 * [0.25]
 
 
 # --- Predict ------------------------------------------------------------------------------------------------------
@@ -382,6 +389,9 @@ def test_a_batch_that_leaves_batch_norm_a_single_value_is_refused():
     ("config", "message"),
     [
         ({"widths": ()}, r"^widths must be .*got \(\)"),
+        ({"batch_norm_eps": 0.0}, "^batch_norm_eps must be positive and finite, got 0.0"),
+        ({"batch_norm_eps": float("nan")}, "^batch_norm_eps must be positive and finite, got nan"),
+        ({"dtype": "float16"}, "^dtype must be 'float32' or 'float64', got 'float16'"),
         ({"widths": (4, 0)}, r"^widths must be .*got \(4, 0\)"),
         ({"in_channels": 0}, "^in_channels must be at least 1, got 0"),
         ({"out_channels": 0}, "^out_channels must be at least 1, got 0"),

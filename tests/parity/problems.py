@@ -333,6 +333,7 @@ def configs(draw: Any) -> dict[str, Any]:
         "up_kernel": draw(st.sampled_from([2, 3])),
         "head_kernel": draw(st.sampled_from([1, 3])),
         "conv_bias": draw(st.booleans()),
+        "batch_norm_eps": draw(st.sampled_from([1e-3, 0.1])),
     }
 
 

@@ -139,12 +139,12 @@ def solve_op(problem: Problem) -> Arrays:
 
 
 class DoubleConv(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, conv_bias: bool, momentum: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, conv_bias: bool, eps: float, momentum: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=conv_bias)
-        self.norm1 = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=1 - momentum)  # Keras' eps and momentum
+        self.norm1 = nn.BatchNorm2d(out_channels, eps=eps, momentum=1 - momentum)  # Keras' momentum
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=conv_bias)
-        self.norm2 = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=1 - momentum)
+        self.norm2 = nn.BatchNorm2d(out_channels, eps=eps, momentum=1 - momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
@@ -152,8 +152,10 @@ class DoubleConv(nn.Module):
 
 
 class Up(DoubleConv):
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, conv_bias: bool, momentum: float) -> None:
-        super().__init__(2 * out_channels, out_channels, conv_bias, momentum)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, conv_bias: bool, eps: float, momentum: float
+    ) -> None:
+        super().__init__(2 * out_channels, out_channels, conv_bias, eps, momentum)
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel, stride=2, padding=0)
 
     def enlarge(self, x: Tensor) -> Tensor:
@@ -174,15 +176,17 @@ class TorchUNet(nn.Module):
         head_kernel: int,
         conv_bias: bool,
         momentum: float,
+        batch_norm_eps: float = 1e-3,  # Keras'
     ) -> None:
         super().__init__()
         self.depth, self.rate = len(widths) - 1, dropout
         inputs = [in_channels, *widths]
+        norms = batch_norm_eps, momentum
         for level in range(self.depth):
-            setattr(self, f"down{level + 1}", DoubleConv(inputs[level], widths[level], conv_bias, momentum))
-            up = Up(widths[level + 1], widths[level], up_kernel, conv_bias, momentum)
+            setattr(self, f"down{level + 1}", DoubleConv(inputs[level], widths[level], conv_bias, *norms))
+            up = Up(widths[level + 1], widths[level], up_kernel, conv_bias, *norms)
             setattr(self, f"up{level + 1}", up)
-        self.bottleneck = DoubleConv(inputs[self.depth], widths[self.depth], conv_bias, momentum)
+        self.bottleneck = DoubleConv(inputs[self.depth], widths[self.depth], conv_bias, *norms)
         self.head = nn.Conv2d(widths[0], out_channels, head_kernel, padding=head_kernel // 2)
 
     def drop(self, x: Tensor, index: int, key: Key | None) -> Tensor:

@@ -13,6 +13,7 @@ from minunet.base import archive
 from minunet.base.archive import Reader, Spec
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
+from minunet.network.blocks import DoubleConv
 from minunet.network.layers import map_arrays
 from minunet.training import checkpoint
 from minunet.training.optim import WeightEMA
@@ -191,6 +192,70 @@ def test_metadata_cannot_replace_what_a_resume_needs(tmp_path, entry):
         Run().save(tmp_path / "a.npz", **{entry: 1})
 
 
+def another_activation(net):
+    """Other code, but the same arrays."""
+
+    class Linear(DoubleConv):
+        pass
+
+    net.bottleneck.__class__ = Linear
+
+
+def another_eps(net):
+    net.downs[0].convs.norm2.eps = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (another_activation, "bottleneck is a Linear"),
+        (another_eps, "down1.norm2 has eps 0.1, not 0.001"),
+        (lambda net: setattr(net.ups[0].dropout, "rate", 0.0), "up1.dropout has rate 0.0, not 0.3"),
+        (lambda net: setattr(net.head, "padding", 1), "head has padding 1, not same"),
+        (lambda net: setattr(net.ups[1].up, "stride", 1), "up2.up has stride 1, not 2"),
+    ],
+)
+def test_a_network_that_was_changed_by_hand_comes_back_as_nothing_else(tmp_path, change, found):
+    """Without a word, load_net would build a plain U-Net, which computes something else with the same arrays."""
+    path = tmp_path / "last.npz"
+    run = Run()
+    change(run.net)
+    run.save(path)
+    here = "all code is the package's own"
+    with pytest.raises(UserError, match=rf"^\S*last\.npz: holds another network \(there {found}, here {here}\), give"):
+        checkpoint.load_net(path)
+    plain = Run().train(1)
+    before = plain.state()
+    with pytest.raises(UserError, match=rf"there {found}, here {here}"):
+        plain.load(path)
+    assert plain.state() == before
+    twin = Run().train(1)
+    change(twin.net)
+    twin.load(path)
+    assert twin.state() == run.state()
+    plain.save(path)
+    with pytest.raises(UserError, match=rf"there {here}, here {found}"):
+        twin.load(path)
+
+
+def test_a_file_from_before_the_eps_was_a_setting_has_that_of_keras(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run().save(path)
+    arrays, metadata = archive.load(path)
+    del metadata["model"]["batch_norm_eps"], metadata["own_code"], metadata["class"]
+    archive.save(path, arrays, metadata)
+    assert checkpoint.load_net(path)[0].config == run.net.config
+    Run().train(1).load(path)
+    with pytest.raises(UserError, match=r"batch_norm_eps was 0\.001, is 0\.1"):
+        Run(batch_norm_eps=0.1).load(path)
+
+
+def test_the_eps_comes_back(tmp_path):
+    Run(batch_norm_eps=0.1).save(tmp_path / "last.npz")
+    net, _ = checkpoint.load_net(tmp_path / "last.npz")
+    assert net.bottleneck.norm1.eps == 0.1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A network for prediction
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,6 +314,9 @@ def test_kernels_are_counted_as_the_network_has_them(widths, channels, kernels, 
         {"dtype": "S1000000000"},
         {"dtype": ["f4"]},
         {"dropout": "high"},
+        {"batch_norm_eps": "small"},
+        {"batch_norm_eps": 0},
+        {"dtype": "float16"},
         {"dropout": math.nan},
         {"seed": -1},
         {"seed": "x"},

@@ -121,6 +121,12 @@ def test_adamw_refuses(change, message):
         AdamW(arrays(0), **change)
 
 
+def test_adamw_refuses_half_precision():
+    """Its second moment would be 0 for small gradients, and the step 42.5 where float32 takes 0.005."""
+    with pytest.raises(ValueError, match=r"^parameters must be float32 or float64, got float16 for conv\.weight"):
+        AdamW({"conv.weight": np.zeros(2, np.float16)})
+
+
 def test_step_refuses_other_names_and_changes_nothing():
     theta = arrays(0)
     optimizer = AdamW(theta)

@@ -48,6 +48,7 @@ def options_and_shapes(draw):
         "up_kernel": draw(st.sampled_from([2, 3])),
         "head_kernel": draw(st.sampled_from([1, 2, 3, 5])),
         "conv_bias": draw(st.booleans()),
+        "batch_norm_eps": draw(st.sampled_from([1e-3, 0.5])),
     }
     return batch, size, options
 

@@ -104,6 +104,7 @@ def test_row3_is_a_convolution_and_its_gradients(shape, group, seed):
     up_kernel=st.sampled_from([2, 3]),
     head_kernel=st.sampled_from([1, 3]),
     conv_bias=st.booleans(),
+    batch_norm_eps=st.sampled_from([1e-3, 0.5]),
     dropout=st.sampled_from([0.0, 0.3]),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     n=st.integers(1, 3),
@@ -113,7 +114,7 @@ def test_row3_is_a_convolution_and_its_gradients(shape, group, seed):
     seed=st.integers(0, 2**32),
 )
 def test_a_step_is_the_plain_path(
-    widths, up_kernel, head_kernel, conv_bias, dropout, channels, n, spare, size, kernels, seed
+    widths, up_kernel, head_kernel, conv_bias, batch_norm_eps, dropout, channels, n, spare, size, kernels, seed
 ):
     in_channels, out_channels = channels
     net = network(
@@ -122,6 +123,7 @@ def test_a_step_is_the_plain_path(
         up_kernel=up_kernel,
         head_kernel=head_kernel,
         conv_bias=conv_bias,
+        batch_norm_eps=batch_norm_eps,
         dropout=dropout,
         in_channels=in_channels,
         out_channels=out_channels,
