@@ -80,6 +80,8 @@ def read_image(
 ) -> np.ndarray:
     """One image as uint8 (H, W, 3), resized to ``size`` x ``size`` if a size is given.
 
+    It is turned and mirrored as its orientation says (an EXIF or TIFF tag), and so is a mask.
+
     Raises UserError, naming the file, unless it is a regular file that holds one 8-bit RGB image in one of
     ``formats`` (Pillow's names).
     """
@@ -90,6 +92,10 @@ def read_image(
 
 def read_mask(path: str | os.PathLike[str], formats: Sequence[str] = ("TIFF", "PNG")) -> np.ndarray:
     """One mask as uint8 (H, W) of 0 and 1.
+
+    The values are those that the file stores. A TIFF may say that 0 is to be shown as white ("photometric
+    interpretation" 0), as tifffile does of boolean arrays and ImageJ of masks with its inverting colour table; what
+    they call true or 255 is the tumour all the same.
 
     Raises UserError, naming the file, unless it is a regular file that holds one image of one channel whose values
     are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535.
@@ -120,6 +126,8 @@ def decode_mask(path: Path, formats: Sequence[str]) -> np.ndarray:
                 "save it as one, tumour 255 and all else 0"
             )
         mask = np.array(picture)
+        if _is_white_at_0(picture):
+            mask = ~mask
     tumour = mask != 0
     if mask.max() not in (0, 1, 255, 65535) or np.any(tumour & (mask != mask.max())):
         values = np.unique(mask)
@@ -133,7 +141,7 @@ def decode_mask(path: Path, formats: Sequence[str]) -> np.ndarray:
 @contextmanager
 def _open(path: Path, formats: Sequence[str], bits: int = 8) -> "Iterator[ImageFile.ImageFile]":
     """The decoded picture in ``path``. Whatever goes wrong, here or in the body, is a UserError that names the file."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if size_of(path) > MAX_BYTES:
@@ -155,6 +163,7 @@ def _open(path: Path, formats: Sequence[str], bits: int = 8) -> "Iterator[ImageF
             file.allowance = math.inf
             with _STDERR_SILENCED if _is_compressed(picture) else nullcontext():
                 picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)  # a TIFF's, Pillow has done already
             yield picture
     except UserError:
         raise
@@ -259,6 +268,15 @@ def _bits(picture: "ImageFile.ImageFile") -> int:
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return max(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     return 16 if ";16" in str(picture.tile) else 8
+
+
+def _is_white_at_0(picture: "ImageFile.ImageFile") -> bool:
+    """Whether Pillow has swapped black and white, as a TIFF can ask for: of 1 and 8 bits it does, of 16 it does not."""
+    from PIL import TiffImagePlugin
+
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode not in ("1", "L"):
+        return False
+    return picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

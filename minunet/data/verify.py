@@ -190,7 +190,7 @@ def summarize(facts: Sequence[SliceFacts], faults: Sequence[str] = (), warnings:
     for fact in facts:
         volumes[fact.patient].append(fact)
     shares = [_tumour_share(volume) for volume in volumes.values()] or [0.0]
-    odd = [*_tumour(facts), *_shared(facts), *_constant(facts), *_copies(volumes)]
+    odd = [*_tumour(volumes), *_shared(facts), *_constant(facts), *_copies(volumes)]
     if not faults:  # else what could not be read would look like a gap
         odd += _gaps(volumes)
     return Report(
@@ -214,16 +214,21 @@ def _tumour_share(facts: Sequence[SliceFacts]) -> float:
 # ------------------------------------------------------------------------------------------ what is odd
 
 
-def _tumour(facts: Sequence[SliceFacts]) -> list[Remark]:
-    share = _tumour_share(facts)
-    if facts and share == 0:
+def _tumour(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
+    if volumes and not any(fact.tumour for volume in volumes.values() for fact in volume):
         advice = (
             "a network will learn to find nothing, and Dice of two empty masks is 1; check that these are the masks"
         )
         return [Remark("no mask shows any tumour", (), advice)]
-    if share > 0.5:
-        return [Remark(f"{share:.0%} of all pixels are tumour", (), "check that the masks are not inverted")]
-    return []
+    patients = [patient for patient, volume in volumes.items() if _tumour_share(volume) > 0.5]
+    others = (fact for patient, volume in volumes.items() if patient not in patients for fact in volume)
+    slices = [fact.file for fact in others if _tumour_share([fact]) > 0.5]
+    found, advice = "more than half of the pixels are tumour", "check that these masks are not inverted"
+    return [
+        Remark(f"{found} {where} {_count(len(names), noun)}", _shown(names), advice)
+        for where, noun, names in (("in", "patient", patients), ("on", "slice", slices))
+        if names
+    ]
 
 
 def _shared(facts: Sequence[SliceFacts]) -> list[Remark]:

@@ -97,6 +97,62 @@ def test_masks_of_three_values_or_of_others(tmp_path, values):
     assert f"a mask with the values {listed};" in refusal(images.read_mask, tmp_path / "mask.tif")
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
+@pytest.mark.parametrize(("kind", "tumour"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.uint16, 65535)])
+def test_a_tiff_that_shows_0_as_white_holds_the_mask_that_it_stores(tmp_path, kind, tumour, compression):
+    """As tifffile writes boolean arrays, and ImageJ masks with its inverting table. Pillow swaps black and white."""
+    path = tmp_path / "mask.tif"
+    mask = np.random.default_rng(9).random((4, 8)) < 0.3
+    stored = (mask * tumour).astype(kind)
+    swapped = stored if kind is np.uint16 else ~stored
+    Image.fromarray(swapped).save(path, tiffinfo={262: 0}, compression=compression)
+    if compression is None:
+        assert (np.packbits(mask, axis=1) if kind is bool else stored).tobytes() in path.read_bytes()
+    np.testing.assert_array_equal(images.read_mask(path), mask)
+
+
+#: What the orientation tag of EXIF and TIFF asks for.
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def save_turned(path, array, orientation):
+    """Save an array with the tag ``orientation``, in the format of the path's ending."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    tags = {"tiffinfo": {274: orientation}} if path.suffix == ".tif" else {"exif": exif, "quality": 100}
+    Image.fromarray(array).save(path, **tags)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg"])
+def test_an_image_is_turned_as_its_tag_says(tmp_path, ending, orientation):
+    path = tmp_path / f"image.{ending}"
+    image = np.arange(0, 240, 10, dtype=np.uint8).repeat(3).reshape(4, 6, 3)
+    save_turned(path, image, orientation)
+    found, expected = images.read_image(path).astype(int), TURNS[orientation](image)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= (5 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
+def test_a_mask_is_turned_as_its_tag_says(tmp_path, kind, ending, orientation):
+    path = tmp_path / f"mask.{ending}"
+    mask = np.random.default_rng(11).random((20, 32)) < 0.5
+    save_turned(path, mask if kind is bool else (mask * np.iinfo(kind).max).astype(kind), orientation)
+    np.testing.assert_array_equal(images.read_mask(path), TURNS[orientation](mask))
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_a_damaged_tiff_is_read_or_refused_in_one_line(tmp_path_factory, seed):
     path = tmp_path_factory.getbasetemp() / "damaged.tif"

@@ -153,9 +153,26 @@ def test_no_tumour_and_too_much_of_it():
     assert warnings_of(report)[0].startswith("no mask shows any tumour; ")
     assert report.patients_without_tumour == 2
     masks = np.ones((2, 8, 8, 1))
-    assert warnings_of(verify.inspect(slice_set(images, masks)))[0].startswith("100% of all pixels are tumour; ")
+    (warning,) = warnings_of(verify.inspect(slice_set(images, masks)))
+    assert warning == (
+        "more than half of the pixels are tumour in 2 patients: p00, p01; check that these masks are not inverted"
+    )
     masks[:, 4:] = 0  # a half is much, and possible
     assert warnings_of(verify.inspect(slice_set(images, masks))) == []
+
+
+def test_inverted_masks_are_named_by_patient_and_by_slice():
+    """Of ten patients, all of the second's masks are inverted, and one of the fifth's: the whole set looks sound."""
+    patients = [f"p{number:02d}" for number in range(10) for _ in range(4)]
+    masks = np.zeros((40, 8, 8, 1))
+    masks[:, :2, :3] = 1
+    masks[[*range(8, 12), 21]] = 1 - masks[[*range(8, 12), 21]]
+    report = verify.inspect(slice_set(random_images(40), masks, patients))
+    assert report.tumour_share < 0.5
+    assert warnings_of(report) == [
+        f"more than half of the pixels are tumour {where}; check that these masks are not inverted"
+        for where in ("in 1 patient: p02", "on 1 slice: p05.tif")
+    ]
 
 
 def test_gaps_in_the_numbers(tmp_path):
@@ -559,6 +576,34 @@ def test_odd_data_under_odd_names_trains_and_is_warned_of(tmp_path):
     history = (tmp_path / "run" / "history.csv").read_text()
     assert "nan" not in history
     assert "inf" not in history
+
+
+def test_turned_and_inverted_files_through_the_real_commands(tmp_path):
+    """A mask with the orientation in its tag beside an image that has been turned; one patient's masks inverted."""
+    folder = tmp_path / "data"
+    for seed, name in enumerate("abcdefghij"):
+        for number in (1, 2, 3):
+            write_pair(folder / name, name, number, size=(20, 32), seed=seed)
+            path = folder / name / f"{name}_{number}_mask.tif"
+            mask = np.asarray(Image.open(path))
+            if name == "b":
+                Image.fromarray(mask.T).save(path, tiffinfo={274: 5})
+            if name == "c":  # as tifffile writes a boolean array: no inversion at all
+                Image.fromarray(~(mask > 0)).save(path, tiffinfo={262: 0})
+            if name == "d" or (name, number) == ("e", 2):
+                Image.fromarray(~mask).save(path)
+    found = "more than half of the pixels are tumour"
+    result = run("-m", "minunet.data.verify", folder, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line.partition(";")[0] for line in result.stdout.splitlines() if found in line]
+    assert lines == [
+        f"warning: {found} in 1 patient: d",
+        f"warning: {found} on 1 slice: {folder / 'e' / 'e_2.tif'}",
+    ]
+    arguments = ["--preset", "quick", "--image-size", "8", "--epochs", "1", "--device", "cpu", "--quiet"]
+    result = run(ROOT / "examples" / "train_lgg.py", *arguments, "--output", "run", "--data", folder, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.partition(";")[0] for line in result.stdout.splitlines() if found in line] == lines
 
 
 def test_a_folder_of_the_phantom_through_the_real_command(tmp_path):
