@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from minunet.engines.cpu import chunks, work
 from minunet.network.layers import map_arrays
 from minunet.training.step import loss_and_grads
+from tests.engines.cases import USED
 from tests.engines.cpu.cases import KEY, problem, relative
 from tests.engines.cpu.test_engine import FIXED, LOSS, check_it, engine_for, losses, options_and_shapes
 from tests.strategies import seeds
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="teams of processes are of POSIX systems alone")
-#: Those of the presets, and two whose bands and tiles do not come out even: odd multiples of 4.
-USED = [(128, 128), (224, 224), (256, 256), (132, 236), (148, 124)]
 NETWORKS = {
     "rows": {"widths": (4, 6, 8)},
     "tiles": {"widths": (32, 34), "dropout": 0.0},
