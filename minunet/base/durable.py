@@ -7,7 +7,9 @@ takes the old one's name in one step, which a POSIX file system does entirely or
     write  ->  fsync(file)  ->  replace(temporary, path)  ->  fsync(folder)
 
 Without the first fsync a power cut can leave the new name on an empty file; without the second, the old
-name may come back. Checkpoints and every file of a run folder are written this way.
+name may come back. Checkpoints and every file of a run folder are written this way. Some file systems, of network
+shares and of folders that a virtual machine shares with its host, cannot force a folder to the disk: on those,
+a power cut just after a write may bring the old file back, and it is still whole.
 """
 
 import contextlib
@@ -40,6 +42,9 @@ _ADVICE = {
     errno.EISDIR: "choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+#: What fsync answers for a folder where the file system has no such thing. All else, such as EIO, is a failure.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
@@ -76,6 +81,9 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -75,18 +75,40 @@ def test_a_write_that_is_broken_off_leaves_the_old_file_and_passes_the_error_on(
     assert tree(tmp_path) == {"a.txt": b"old"}
 
 
-def test_a_folder_that_cannot_be_synced_is_said(tmp_path, monkeypatch):
+def refuse_fsync(monkeypatch, of_what, number):
+    """fsync fails with the error ``number``, of files or of folders (as stat.S_ISREG and stat.S_ISDIR tell them)."""
     fsync = os.fsync
 
-    def refuse_folders(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EIO, "Input/output error")
+    def refuse(descriptor):
+        if of_what(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", refuse_folders)
-    with pytest.raises(UserError, match=r"Input/output error.*a\.txt may be lost in a power cut"):
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EBADF])
+def test_a_folder_whose_sync_fails_is_said(tmp_path, monkeypatch, number):
+    refuse_fsync(monkeypatch, stat.S_ISDIR, number)
+    with pytest.raises(UserError, match=rf"{os.strerror(number)}.*a\.txt may be lost in a power cut"):
         write_text(tmp_path / "a.txt", "new")
     assert tree(tmp_path) == {"a.txt": b"new"}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, number):
+    refuse_fsync(monkeypatch, stat.S_ISDIR, number)
+    write_text(tmp_path / "a.txt", "new")
+    assert tree(tmp_path) == {"a.txt": b"new"}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_that_cannot_be_synced_is_not_put_in_place(tmp_path, monkeypatch, number):
+    refuse_fsync(monkeypatch, stat.S_ISREG, number)
+    (tmp_path / "a.txt").write_bytes(b"old")
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written .*what was there before is unchanged"):
+        write_text(tmp_path / "a.txt", "new")
+    assert tree(tmp_path) == {"a.txt": b"old"}
 
 
 def test_a_limit_on_the_file_size_leaves_the_old_file(tmp_path):
