@@ -35,9 +35,10 @@ from minunet.base.backend import Array, to_numpy
 from minunet.base.durable import json_text, write_durably
 from minunet.base.errors import UserError
 
-FORMAT, VERSION = "minunet-checkpoint", 1
+FORMAT, VERSION = "minunet-checkpoint", 2  # 1: the history of a run was in its metadata
 
 #: Longest metadata, in bytes. Parsed JSON takes up to 30 times its text, so this bounds what a hostile file costs.
+#: What grows with a run belongs into arrays, therefore.
 MAX_METADATA = 2**20
 
 _METADATA = "metadata.json"

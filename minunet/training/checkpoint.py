@@ -6,9 +6,10 @@ A checkpoint is a guarded archive (:mod:`minunet.base.archive`) with these array
     buffers/down1.norm1.running_mean         its running statistics
     adamw/first_moment/down1.conv1.weight, adamw/second_moment/down1.conv1.weight
     ema/down1.conv1.weight                   the averaged network, if the run keeps one
+    history/train_loss                       a column of the run's history: one value an epoch
 
-Before the first array is read, the names, shapes and dtypes of all of them are compared with those of the network that
-they are meant for.
+Before the first array is read, the names, shapes and dtypes of all of them but the history are compared with those of
+the network that they are meant for.
 """
 
 import math
@@ -31,6 +32,7 @@ from minunet.training.optim import AdamW, WeightEMA
 
 Weights = Literal["auto", "ema", "raw"]
 
+_HISTORY = "history/"
 _OTHER_NETWORK = "use the settings that it was trained with (config.json in its folder has them)"
 
 
@@ -40,12 +42,15 @@ def save_training(
     net: UNet,
     optimizer: AdamW,
     ema: WeightEMA | None = None,
+    history: Mapping[str, Array] | None = None,
     metadata: Mapping[str, Any],
 ) -> None:
     """Write all that :func:`load_training` needs to go on: network, optimiser and, if there is one, averaged weights.
 
-    To ``metadata`` it adds the entries "class", "own_code" (what in ``net`` is not the package's own, or None), "model"
-    (``net.config``), "optimizer" (its steps), "ema" (its updates, or None) and "environment".
+    ``history`` has a column under each name, of one value an epoch; :func:`load_history` reads it back. (Arrays: a long
+    run would outgrow the metadata.) To ``metadata`` it adds the entries "class", "own_code" (what in ``net`` is not the
+    package's own, or None), "model" (``net.config``), "optimizer" (its steps), "ema" (its updates, or None) and
+    "environment".
 
     Raises Diverged, and keeps the file that was there, if a value is NaN or infinite; else what
     :func:`minunet.base.archive.save` raises, and ValueError if ``metadata`` has one of those entries.
@@ -64,7 +69,7 @@ def save_training(
     for name, array in arrays.items():
         if bad := not_finite(array):
             raise Diverged(f"{name}: {bad} of {array.size} values are NaN or infinite; {path} is not overwritten")
-    save(path, arrays, {**metadata, **ours})
+    save(path, arrays | _prefixed(_HISTORY, history or {}), {**metadata, **ours})
 
 
 def load_training(
@@ -84,7 +89,8 @@ def load_training(
         _check_own_code(reader, net)
         if changed := differences(_model(reader), net.config):
             raise UserError(f"{path}: holds another network ({'; '.join(changed)}), {_OTHER_NETWORK}")
-        _check_same_arrays(reader.path, reader.specs, _specs(live))
+        stored = {name: spec for name, spec in reader.specs.items() if not name.startswith(_HISTORY)}
+        _check_same_arrays(reader.path, stored, _specs(live))
         steps = _count(reader, "optimizer", "steps")
         updates = 0 if ema is None else _count(reader, "ema", "updates")
         saved = {name: reader.read(name) for name in live}
@@ -94,6 +100,15 @@ def load_training(
     if ema is not None:
         ema.updates = updates
     return reader.metadata
+
+
+def load_history(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The columns of the history that :func:`save_training` wrote. Format 1 has none: there it is in the metadata.
+
+    Raises UserError as :func:`minunet.base.archive.load` does.
+    """
+    with Reader(path) as reader:
+        return {name.removeprefix(_HISTORY): reader.read(name) for name in reader.specs if name.startswith(_HISTORY)}
 
 
 def load_net(

@@ -23,7 +23,7 @@ from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
 from minunet.network.unet import UNet
-from minunet.training.checkpoint import load_training, save_training
+from minunet.training.checkpoint import load_history, load_training, save_training
 from minunet.training.config import TrainingConfig
 from minunet.training.evaluation import Evaluation, evaluate
 from minunet.training.optim import norms_and_biases
@@ -42,7 +42,7 @@ class TrainingData:
 
 @dataclass
 class Progress:
-    """How far a run has come: what a checkpoint stores beside the arrays."""
+    """How far a run has come: what a checkpoint stores beside the network."""
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch that runs
@@ -57,16 +57,26 @@ class Progress:
         """The number of the epoch that runs, from 1, as people count and the history does."""
         return self.epoch + 1
 
+    def stored(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What :meth:`read` takes: all but the history, and the history's columns, each of one value an epoch."""
+        entries = {name: value for name, value in vars(self).items() if name != "history"}
+        return entries, {name: np.array([row[name] for row in self.history]) for name in COLUMNS}
+
     @classmethod
-    def read(cls, stored: Any, epochs: int, steps: int) -> "Progress":
+    def read(cls, stored: Any, columns: Mapping[str, np.ndarray], epochs: int, steps: int) -> "Progress":
         """The progress that a checkpoint has stored, of a run of so many epochs of so many steps.
+
+        Without ``columns`` the history is in ``stored``, one dict a row, as earlier versions wrote it.
 
         Raises ValueError if no such run can have got there: anybody may have written the file.
         """
         try:
             progress = cls(**stored)
+            if columns:
+                values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+                progress.history = [dict(zip(COLUMNS, row, strict=True)) for row in values]
             rows = [set(row) == set(COLUMNS) and all(map(_is_number, row.values())) for row in progress.history]
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise ValueError("no progress of a run") from error
         epoch, best = progress.epoch, progress.best_epoch
         holds = (
@@ -200,6 +210,7 @@ class _Run:
 
     def resume(self) -> None:
         path = self.folder / "last.npz"
+        history = load_history(path)
         found = load_training(path, self.net, self.optimizer, self.ema)
         data = self.metadata["data"]
         if not (isinstance(found.get("data"), dict) and "test_slices" in found["data"]):
@@ -214,7 +225,7 @@ class _Run:
         if changed := differences(then, environment() | {"engine": self.engine.name}):
             print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
         try:
-            self.progress = Progress.read(found.get("progress"), self.config.epochs, self.steps_per_epoch)
+            self.progress = Progress.read(found.get("progress"), history, self.config.epochs, self.steps_per_epoch)
         except ValueError:
             raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
 
@@ -309,8 +320,15 @@ class _Run:
         return is_best
 
     def save(self, name: str) -> None:
-        metadata = {**self.metadata, "progress": asdict(self.progress)}
-        save_training(self.folder / name, net=self.net, optimizer=self.optimizer, ema=self.ema, metadata=metadata)
+        progress, history = self.progress.stored()
+        save_training(
+            self.folder / name,
+            net=self.net,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            history=history,
+            metadata={**self.metadata, "progress": progress},
+        )
 
     def averaged_net(self) -> UNet:
         """The network that is judged and kept: with averaged weights, if the run averages them."""

@@ -278,7 +278,7 @@ def npy_header(text):
 def contents(arrays=(), **changes):
     """The bytes of metadata.json for ``arrays``, their sums right, changed by ``changes``."""
     sums = {name: archive._sha256(np.asarray(array)) for name, array in dict(arrays).items()}
-    whole = {"format": "minunet-checkpoint", "version": 1, "sha256": sums, "metadata": {}} | changes
+    whole = {"format": "minunet-checkpoint", "version": 2, "sha256": sums, "metadata": {}} | changes
     return json.dumps(whole).encode()
 
 
@@ -308,7 +308,7 @@ FORGERIES = {
     "metadata is no JSON": ([("metadata.json", b"{"), GOOD], "damaged"),
     "metadata is no UTF-8": ([("metadata.json", b'{"a": "\xff\xfe"}'), GOOD], "damaged"),
     "deep JSON": ([("metadata.json", b"[" * 100_000), GOOD], "damaged"),
-    "newer": ([("metadata.json", contents({"a": A}, version=2)), GOOD], "written by a newer minunet.*update minunet"),
+    "newer": ([("metadata.json", contents({"a": A}, version=3)), GOOD], "written by a newer minunet.*update minunet"),
     "version of 4000 digits": ([("metadata.json", contents(version=10**3999))], "written by a newer minunet"),
     "version is text": ([("metadata.json", contents(version="1"))], "damaged"),
     "version 0": ([("metadata.json", contents(version=0))], "damaged"),

@@ -62,3 +62,35 @@ def test_a_failing_disk_is_not_passed_over(place):
     (line,) = ended.err.splitlines()
     assert line.startswith("error: run: cannot be written (Input/output error), ")
     assert "may be lost in a power cut" in line
+
+
+# ------------------------------------------------------------------------------------------ long runs
+
+
+# The run has come to epoch 20,000 when its first one ends; all but the last rows of its history are copies.
+LONG_AGO = """
+import os, signal
+from minunet.training import loop
+def judge(run, row, judge=loop._Run._judge):
+    best = judge(run, row)
+    if run.progress.epoch == 1:
+        run.progress.history = [{**row, "epoch": number} for number in range(1, 20_001)]
+        run.progress.epoch, run.progress.finished = 20_000, False
+        os.kill(os.getpid(), signal.SIGTERM)  # after the first step of epoch 20,001
+    return best
+loop._Run._judge = judge
+"""
+
+
+def test_20000_epochs_of_history_are_saved_and_resumed(place):
+    arguments = ("--data", "kaggle_3m", *SMALL, "--epochs", "20002", "--output", "run")
+    ended = run("train_lgg", *arguments, cwd=place, before=LONG_AGO)
+    assert ended.code == 143, ended
+    assert progress(place / "run")["epoch"] == 20_000
+    ended = run("train_lgg", "--resume", "run", "--quiet", cwd=place)
+    assert (ended.code, ended.err) == (0, "")
+    assert progress(place / "run")["finished"]
+    names, *rows = (place / "run" / "history.csv").read_text().splitlines()
+    assert names.split(",")[0] == "epoch"
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, 20_003))
+    assert rows[19_999].split(",")[1:] == rows[0].split(",")[1:]

@@ -70,8 +70,8 @@ def test_a_run_leaves_its_history_and_checkpoints(slices, tmp_path):
     assert rows == progress.history
     best = max(progress.history, key=lambda row: row["validation_dice"])
     assert (progress.best_epoch, progress.best_value) == (best["epoch"], best["validation_dice"])
-    _, metadata = load(tmp_path / "best.npz")
-    assert metadata["progress"]["best_epoch"] == len(metadata["progress"]["history"]) == best["epoch"]
+    arrays, metadata = load(tmp_path / "best.npz")
+    assert metadata["progress"]["best_epoch"] == len(arrays["history/epoch"]) == best["epoch"]
     net, _ = load_net(tmp_path / "best.npz")
     _, validation = slices
     probabilities = predict_slices(net, validation, NORMALIZATION)
@@ -198,15 +198,63 @@ GOOD = {
     ids=repr,
 )
 def test_progress_that_cannot_be_that_of_the_run_is_refused(change):
-    assert loop.Progress.read(GOOD, epochs=3, steps=3) == loop.Progress(**GOOD)
+    assert loop.Progress.read(GOOD, {}, epochs=3, steps=3) == loop.Progress(**GOOD)
     with pytest.raises(ValueError, match="no progress of"):
-        loop.Progress.read(GOOD | change, epochs=3, steps=3)
+        loop.Progress.read(GOOD | change, {}, epochs=3, steps=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": None},  # a column is missing
+        {"train_loss": np.array([0.5, 0.5])},  # two rows, where one epoch is done
+        {"train_loss": np.array([])},
+        {"train_loss": np.array([[0.5]])},
+        {"train_loss": np.array(0.5)},
+        {name: np.array([0.5, 0.5]) for name in loop.COLUMNS},
+        {name: np.array([]) for name in loop.COLUMNS},
+    ],
+    ids=repr,
+)
+def test_columns_that_cannot_be_those_of_the_run_are_refused(change):
+    entries, columns = loop.Progress(**GOOD).stored()
+    assert "history" not in entries
+    assert loop.Progress.read(entries, columns, epochs=3, steps=3) == loop.Progress(**GOOD)
+    changed = {name: column for name, column in (columns | change).items() if column is not None}
+    with pytest.raises(ValueError, match="no progress of"):
+        loop.Progress.read(entries, changed, epochs=3, steps=3)
 
 
 @pytest.mark.parametrize("stored", [None, [], "progress", 5])
 def test_what_is_no_progress_is_refused(stored):
     with pytest.raises(ValueError, match="no progress of"):
-        loop.Progress.read(stored, epochs=3, steps=3)
+        loop.Progress.read(stored, {}, epochs=3, steps=3)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 20_000])
+def test_a_history_comes_back_to_the_last_bit(epochs):
+    random = np.random.default_rng(0)
+    history = [dict(zip(loop.COLUMNS, (n + 1, *random.normal(size=5).tolist()), strict=True)) for n in range(epochs)]
+    best = {"best_epoch": 1, "best_value": 0.1} if epochs else {}
+    progress = loop.Progress(epoch=epochs, history=history, **best)
+    found = loop.Progress.read(*progress.stored(), epochs=20_001, steps=3)
+    assert repr(found) == repr(progress)
+    assert repr(found.history[:1]) == repr(history[:1])
+
+
+def test_a_run_whose_history_is_in_its_metadata_is_resumed(slices, whole, tmp_path, monkeypatch):
+    """As format 1 had it, which a long run outgrew."""
+    run(slices, tmp_path, should_stop=stop_after(5))
+    arrays, metadata = load(tmp_path / "last.npz")
+    columns = {name: arrays.pop(f"history/{name}").tolist() for name in loop.COLUMNS}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert len(rows) == 1
+    monkeypatch.setattr("minunet.base.archive.VERSION", 1)
+    save(tmp_path / "last.npz", arrays, metadata | {"progress": metadata["progress"] | {"history": rows}})
+    monkeypatch.undo()
+    assert run(slices, tmp_path, resume=True).finished
+    assert final_weights(whole) == final_weights(tmp_path)
+    assert (whole / "history.csv").read_text() == (tmp_path / "history.csv").read_text()
 
 
 def test_forged_progress_ends_in_one_line(slices, tmp_path):
