@@ -228,6 +228,8 @@ class _Run:
             self.progress = Progress.read(found.get("progress"), history, self.config.epochs, self.steps_per_epoch)
         except ValueError:
             raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
+        if self.progress.history:  # a kill may have come between last.npz and history.csv
+            self._write_history()
 
     def train_epoch(self, should_stop: Callable[[], bool] | None, progress_bar: bool) -> bool:
         """Take the steps of this epoch that are not done yet. False if ``should_stop`` said so before its end."""
@@ -286,6 +288,9 @@ class _Run:
         if is_best:
             self.save("best.npz")
         self.save("last.npz")
+        self._write_history()
+
+    def _write_history(self) -> None:
         write_text(self.folder / "history.csv", history_csv(self.progress.history))
 
     def _measure(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 
@@ -94,3 +95,28 @@ def test_20000_epochs_of_history_are_saved_and_resumed(place):
     assert names.split(",")[0] == "epoch"
     assert [int(row.split(",")[0]) for row in rows] == list(range(1, 20_003))
     assert rows[19_999].split(",")[1:] == rows[0].split(",")[1:]
+
+
+# ------------------------------------------------------------------------------------------ history.csv
+
+
+KILL_BEFORE_HISTORY = """
+import os, signal
+from minunet.training import loop
+def write_text(path, text, write_text=loop.write_text):
+    if text.count("\\n") == 1 + {}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_text(path, text)
+loop.write_text = write_text
+"""
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_kill_between_last_npz_and_history_csv_costs_no_row(place, unbroken, epoch):
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=KILL_BEFORE_HISTORY.format(epoch))
+    assert ended.code == -signal.SIGKILL
+    assert progress(place / "run")["epoch"] == epoch
+    assert (place / "run" / "history.csv").exists() == (epoch == 2)  # with the row of the first epoch alone
+    ended = run("train_lgg", "--resume", "run", "--quiet", cwd=place)
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_run(place / "run", unbroken)
