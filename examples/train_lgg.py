@@ -37,7 +37,7 @@ from minunet.results.report import write_curves, write_samples, write_test
 from minunet.summary import summary
 from minunet.training.checkpoint import load_net
 from minunet.training.evaluation import predict_slices
-from minunet.training.loop import Hooks, TrainingData, check_batches, fit
+from minunet.training.loop import FolderLost, Hooks, TrainingData, check_batches, fit
 from minunet.training.presets import PRESETS, Preset
 from minunet.training.step import Engine
 
@@ -55,16 +55,20 @@ def main(arguments: list[str]) -> None:
         with StopRequest() as stop, explained(preset, net, needed), build(net, preset, device, options) as engine:
             if options.engine == "auto":
                 print(f"engine: {engine.description}", flush=True)
-            progress = fit(
-                engine,
-                TrainingData(parts.train, parts.validation, preset.normalization, parts.test),
-                preset.training,
-                folder,
-                resume=options.resume is not None,
-                metadata={"preprocessing": preprocessing(preset)},
-                hooks=Hooks(should_stop=lambda: stop.requested),
-                progress_bar=not options.quiet,
-            )
+            try:
+                progress = fit(
+                    engine,
+                    TrainingData(parts.train, parts.validation, preset.normalization, parts.test),
+                    preset.training,
+                    folder,
+                    resume=options.resume is not None,
+                    metadata={"preprocessing": preprocessing(preset)},
+                    hooks=Hooks(should_stop=lambda: stop.requested),
+                    progress_bar=not options.quiet,
+                )
+            except FolderLost as lost:
+                write_start(lost.folder, options, preset, net, parts)  # a resume reads its settings there
+                raise
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")

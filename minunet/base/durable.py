@@ -67,7 +67,8 @@ def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise UserError(f"{_cannot_write(path, error)}; what was there before is unchanged") from error
+            unchanged = "; what was there before is unchanged" if path.parent.is_dir() else ""
+            raise UserError(f"{_cannot_write(path, error)}{unchanged}") from error
         raise
     try:
         _sync_folder(path.parent)

@@ -5,10 +5,11 @@ stream, image), and of nothing that would have to be remembered.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from minunet.base.backend import Array
 from minunet.base.durable import write_text
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
+from minunet.base.run_folder import next_free_folder
 from minunet.data.batches import Batch, epoch_order, in_chunks, prefetch
+from minunet.data.images import shown
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
@@ -116,6 +119,14 @@ class Hooks:
     after_epoch: Callable[[Progress, UNet], None] | None = None
 
 
+class FolderLost(UserError):
+    """The run's folder was deleted or moved while it ran. Its state was saved in ``folder``, a new one."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 # What overflows here is no warning: the same step finds it, and names the place.
 @np.errstate(all="ignore")
 def fit(
@@ -140,9 +151,9 @@ def fit(
     so that a prediction can do the same.
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
-    the state before that epoch, or where the run was stopped in it), UserError if there is nothing to resume, it
-    belongs to another run, or :func:`check_batches` refuses, and ValueError if the engine was built for another loss
-    than the config's.
+    the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted or moved in
+    the meantime, UserError if there is nothing to resume, it belongs to another run, or :func:`check_batches` refuses,
+    and ValueError if the engine was built for another loss than the config's.
     """
     if engine.loss != config.loss:
         raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
@@ -154,13 +165,18 @@ def fit(
         run.resume()
     else:
         run.save("last.npz")
-    while not run.progress.finished:
-        if not run.train_epoch(hooks.should_stop, progress_bar):
-            run.save("last.npz")
-            break
-        run.finish_epoch()
-        if hooks.after_epoch is not None:
-            hooks.after_epoch(run.progress, run.averaged_net())
+    try:
+        while not run.progress.finished:
+            if not run.train_epoch(hooks.should_stop, progress_bar):
+                run.save("last.npz")
+                break
+            run.finish_epoch()
+            if hooks.after_epoch is not None:
+                hooks.after_epoch(run.progress, run.averaged_net())
+    except UserError:
+        if not folder.is_dir():
+            run.save_elsewhere()
+        raise
     return run.progress
 
 
@@ -228,8 +244,13 @@ class _Run:
             self.progress = Progress.read(found.get("progress"), history, self.config.epochs, self.steps_per_epoch)
         except ValueError:
             raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
-        if self.progress.history:  # a kill may have come between last.npz and history.csv
-            self._write_history()
+        self._write_history()  # a kill may have come between last.npz and history.csv
+        if self.progress.best_epoch is not None and not (self.folder / "best.npz").exists():
+            best = shown(self.folder / "best.npz")
+            print(f"warning: {best}: missing, the state in last.npz takes its place", flush=True)
+            self.progress.best_epoch = self.progress.epoch
+            self.progress.best_value = self._value(self.progress.history[-1])
+            self.save("best.npz")
 
     def train_epoch(self, should_stop: Callable[[], bool] | None, progress_bar: bool) -> bool:
         """Take the steps of this epoch that are not done yet. False if ``should_stop`` said so before its end."""
@@ -291,7 +312,8 @@ class _Run:
         self._write_history()
 
     def _write_history(self) -> None:
-        write_text(self.folder / "history.csv", history_csv(self.progress.history))
+        if self.progress.history:
+            write_text(self.folder / "history.csv", history_csv(self.progress.history))
 
     def _measure(self) -> dict[str, float]:
         """The epoch's row of the history. Raises Diverged if a loss is not finite."""
@@ -313,7 +335,7 @@ class _Run:
         """Whether the epoch is the best so far; the run then stands at the start of the next one, or is finished."""
         config, progress = self.config, self.progress
         progress.history.append(row)
-        value = row["validation_dice"] if config.monitor == "dice" else -row["validation_loss"]
+        value = self._value(row)
         is_best = progress.best_value is None or value > progress.best_value
         if is_best:
             progress.best_epoch, progress.best_value = progress.epoch_number, value
@@ -324,6 +346,10 @@ class _Run:
         progress.finished = progress.epoch == config.epochs or out_of_patience
         return is_best
 
+    def _value(self, row: dict[str, float]) -> float:
+        """What makes an epoch the best: the larger, the better."""
+        return row["validation_dice"] if self.config.monitor == "dice" else -row["validation_loss"]
+
     def save(self, name: str) -> None:
         progress, history = self.progress.stored()
         save_training(
@@ -333,6 +359,27 @@ class _Run:
             ema=self.ema,
             history=history,
             metadata={**self.metadata, "progress": progress},
+        )
+
+    def save_elsewhere(self) -> NoReturn:
+        """Save the state in a new folder: beside the run's own, which is gone, or where temporary files go."""
+        gone = self.folder
+        for parent in (gone.parent, Path(tempfile.gettempdir())):
+            self.folder = next_free_folder(parent, f"rescued-{gone.name}")
+            try:
+                self.folder.mkdir(parents=True)
+                self.save("last.npz")
+                self._write_history()
+            except (OSError, UserError):
+                continue
+            raise FolderLost(
+                f"{gone}: was deleted or moved while the run was at work; its state is saved in {self.folder}, "
+                f"go on with --resume {self.folder}",
+                self.folder,
+            )
+        raise UserError(
+            f"{gone}: was deleted or moved while the run was at work, and {self.folder} cannot be written; "
+            "the state of the run is lost, start a new run in a folder that stays"
         )
 
     def averaged_net(self) -> UNet:

@@ -139,6 +139,7 @@ def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, name, reason):
     with pytest.raises(UserError, match=reason) as caught:
         write_text(tmp_path / name, "new")
     assert "\n" not in str(caught.value)
+    assert ("what was there before is unchanged" in str(caught.value)) == (name != "missing/a.txt")
     assert tree(tmp_path) == {}
 
 

@@ -120,3 +120,79 @@ def test_a_kill_between_last_npz_and_history_csv_costs_no_row(place, unbroken, e
     ended = run("train_lgg", "--resume", "run", "--quiet", cwd=place)
     assert (ended.code, ended.err) == (0, "")
     assert_same_run(place / "run", unbroken)
+
+
+# ------------------------------------------------------------------------------------------ folders that disappear
+
+
+# What is run after the first epoch of a training, in its process.
+AFTER_AN_EPOCH = """
+import os, resource, shutil, signal
+from minunet.training import loop
+def once_an_epoch(run, finish=loop._Run.finish_epoch):
+    finish(run)
+    if run.progress.epoch == 1:
+        {}
+loop._Run.finish_epoch = once_an_epoch
+"""
+
+FOLDER_LOST = {
+    "deleted": ("shutil.rmtree('runs/run')", "runs/rescued-run"),
+    "moved": ("os.rename('runs/run', 'elsewhere')", "runs/rescued-run"),
+    "deleted with the one above it": ("shutil.rmtree('runs')", "runs/rescued-run"),
+    "replaced by a file": ("shutil.rmtree('runs/run'); open('runs/run', 'w')", "runs/rescued-run"),
+    "a rescued one is there already": (
+        "shutil.rmtree('runs/run'); os.mkdir('runs/rescued-run')",
+        "runs/rescued-run-2",
+    ),
+    "no place beside it": ("shutil.rmtree('runs'); open('runs', 'w')", "tmp/rescued-run"),
+    "deleted, then stopped": (
+        "shutil.rmtree('runs/run'); os.kill(os.getpid(), signal.SIGTERM)",
+        "runs/rescued-run",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDER_LOST)
+def test_a_run_whose_folder_disappears_is_saved_elsewhere_and_goes_on(place, unbroken, name):
+    happens, rescued = FOLDER_LOST[name]
+    (place / "tmp").mkdir()
+    ended = run(
+        "train_lgg",
+        *ARGUMENTS[:-1],
+        "runs/run",
+        cwd=place,
+        before=AFTER_AN_EPOCH.format(happens),
+        env={"TMPDIR": str(place / "tmp")},
+    )
+    assert ended.code == 2, ended
+    line = ended.err.splitlines()[-1]
+    assert line.startswith("error: runs/run: was deleted or moved while the run was at work; ")
+    assert line.endswith(f"{rescued}, go on with --resume {line.split()[-1]}")
+    assert "unchanged" not in line
+    ended = run("train_lgg", "--resume", rescued, "--quiet", cwd=place)
+    assert (ended.code, ended.err) == (0, "")
+    assert weights(place / rescued) == weights(unbroken / "run")
+    assert (place / rescued / "history.csv").read_bytes() == (unbroken / "run" / "history.csv").read_bytes()
+    assert (place / rescued / "metrics.json").exists()
+
+
+def test_a_run_that_finds_no_place_at_all_says_that_it_is_lost(place):
+    happens = "shutil.rmtree('run'); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=AFTER_AN_EPOCH.format(happens))
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: run: was deleted or moved while the run was at work, and ")
+    assert "the state of the run is lost" in line
+
+
+@pytest.mark.parametrize("monitored", ["in mid-run", "at the end"])
+def test_a_missing_best_npz_is_replaced_by_the_last_state(place, unbroken, monitored):
+    before = AFTER_AN_EPOCH.format("os.kill(os.getpid(), signal.SIGTERM)") if monitored == "in mid-run" else ""
+    assert run("train_lgg", *ARGUMENTS, cwd=place, before=before).code == (143 if before else 0)
+    (place / "run" / "best.npz").unlink()
+    ended = run("train_lgg", "--resume", "run", "--quiet", cwd=place)
+    assert (ended.code, ended.err) == (0, "")
+    assert "warning: run/best.npz: missing, the state in last.npz takes its place\n" in ended.out
+    assert weights(place / "run") == weights(unbroken / "run")
+    assert (place / "run" / "metrics.json").exists()
