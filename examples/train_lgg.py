@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> None:
             except FolderLost as lost:
                 write_start(lost.folder, options, preset, net, parts)  # a resume reads its settings there
                 raise
+        if options.resume is not None:
+            keep_place_of_data(folder, options)
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
@@ -132,6 +134,14 @@ def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: 
     write_samples(folder, parts.train, preset.training, preset.normalization)
 
 
+def keep_place_of_data(folder: Path, options: argparse.Namespace) -> None:
+    """Write into config.json where the data of a resumed run lie now: the same pixels, but they may have been moved."""
+    config, place = json.loads(read_text(folder / "config.json")), settings_of(options)["data"]
+    if config["options"]["data"] != place:
+        config["options"]["data"] = place
+        write_text(folder / "config.json", json_text(config))
+
+
 def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options: argparse.Namespace) -> None:
     """Test the checkpoint that the preset keeps, and write and print the table."""
     checkpoint = folder / f"{preset.keep}.npz"
@@ -179,10 +189,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options = with_defaults(options)
         options.output = options.output or next_free_folder("runs", options.preset)
         return options
-    if extra := [name for name in SETTINGS if getattr(options, name) is not None]:
+    if extra := [name for name in SETTINGS if name != "data" and getattr(options, name) is not None]:
         raise UserError(f"{flag(extra[0])}: not together with --resume, which takes the run's settings")
     settings = read_settings(Path(options.resume) / "config.json", parser)
-    vars(options).update(settings, output=options.resume)
+    moved = {} if options.data is None else {"data": options.data}
+    vars(options).update(settings, output=options.resume, **moved)
     return options
 
 
@@ -193,7 +204,7 @@ def flags() -> cli.Parser:
     add("--data", metavar="DIR", help="the folder kaggle_3m, or your own in its layout; left out: synthetic patients")
     add("--preset", choices=sorted(PRESETS), help="the recipe; left out: quick, or small with --data")
     add("--output", metavar="DIR", help="the run's folder; left out: runs/<preset>, or the next free name")
-    add("--resume", metavar="DIR", help="go on with the run in this folder, with its settings")
+    add("--resume", metavar="DIR", help="go on with the run in this folder, with its settings; --data if those moved")
     add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
     add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
     add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
@@ -309,6 +320,8 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
         slices = phantom.make(size=preset.image_size, seed=0)
     else:
         print(f"data: reading {images.shown(options.data)}", flush=True)
+        if options.resume is not None and not Path(options.data).exists():
+            raise UserError(f"{images.shown(options.data)}: no such folder, add --data DIR if the data have moved")
         slices = lgg.read_folder(
             options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
         )

@@ -1,12 +1,17 @@
 """A run outlives what happens to its files: through the real command line, a process for each training."""
 
 import errno
+import json
 import os
+import shutil
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.command_line import SMALL, progress, run, weights, write_patients
+from minunet.data.splits import fold_of
+from tests.command_line import SMALL, progress, run, tree, weights, write_patients
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders and signals as POSIX has them")
 
@@ -196,3 +201,72 @@ def test_a_missing_best_npz_is_replaced_by_the_last_state(place, unbroken, monit
     assert "warning: run/best.npz: missing, the state in last.npz takes its place\n" in ended.out
     assert weights(place / "run") == weights(unbroken / "run")
     assert (place / "run" / "metrics.json").exists()
+
+
+# ------------------------------------------------------------------------------------------ data that have moved
+
+
+@pytest.fixture
+def stopped(place, unbroken):
+    """A run on data of its own that was stopped in its second epoch; then the data moved."""
+    (place / "kaggle_3m").unlink()
+    shutil.copytree(unbroken / "kaggle_3m", place / "kaggle_3m")
+    stop = AFTER_AN_EPOCH.format("os.kill(os.getpid(), signal.SIGTERM)")
+    assert run("train_lgg", *ARGUMENTS, cwd=place, before=stop).code == 143
+    (place / "kaggle_3m").rename(place / "moved")
+    return place
+
+
+def assert_refused(ended, *words):
+    assert ended.code == 2, ended
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_data_that_have_moved_are_found_by_a_flag_and_then_remembered(stopped, unbroken):
+    ended = run("train_lgg", "--resume", "run", "--quiet", cwd=stopped)
+    assert_refused(ended, "kaggle_3m: no such folder, add --data DIR if the data have moved")
+    # Stopped once more: the new place is that of the run from now on.
+    stop = "import os, signal\nfrom minunet.training import loop\n" + (
+        "loop._Run._key = lambda run, step, key=loop._Run._key: os.kill(os.getpid(), signal.SIGTERM) or key(run, step)"
+    )
+    ended = run("train_lgg", "--resume", "run", "--data", "moved", "--quiet", cwd=stopped, before=stop)
+    assert ended.code == 143, ended
+    assert not progress(stopped / "run")["finished"]
+    settings = json.loads((stopped / "run" / "config.json").read_text())["options"]
+    assert settings["data"] == str((stopped / "moved").resolve())
+    ended = run("train_lgg", "--resume", "run", "--quiet", cwd=stopped)
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_run(stopped / "run", unbroken)
+
+
+def change_a_pixel(folder):
+    path = next(path for path in sorted(folder.rglob("*.tif")) if not path.stem.endswith("_mask"))
+    with Image.open(path) as picture:
+        changed = np.array(picture)
+    changed[3, 3] ^= 1
+    Image.fromarray(changed).save(path)
+
+
+def remove_a_patient(folder):
+    shutil.rmtree(min(folder.iterdir()))
+
+
+def rename_a_patient(folder):
+    """To the other end of the alphabet, and to another part of the split."""
+    first = min(folder.iterdir())
+    for number in range(10):
+        if fold_of(f"Z{number}") != fold_of(first.name):
+            first.rename(folder / f"Z{number}")
+            return
+
+
+@pytest.mark.parametrize("change", [change_a_pixel, remove_a_patient, rename_a_patient])
+def test_other_data_are_refused_wherever_they_lie(stopped, change):
+    change(stopped / "moved")
+    before = tree(stopped)
+    ended = run("train_lgg", "--resume", "run", "--data", "moved", "--quiet", cwd=stopped)
+    assert_refused(ended, "run/last.npz: belongs to another run (", " was ", "same settings and data")
+    assert tree(stopped) == before
