@@ -6,8 +6,8 @@
 be that of the run that nobody killed, to the last bit. *Saves*: a process that does nothing but save one checkpoint
 after the other over the same file is killed. The file has to load, and to be one that was saved.
 
-A kill cannot show what a power cut does: the kernel lives on, and writes what it holds. Against that stands the order
-write, fsync, replace, fsync of the folder, which tests/base/test_durable.py asserts.
+A kill cannot show what a power cut does: the kernel lives on, and writes what it holds. tests/tools/crash_states.py
+goes through what a power cut may leave.
 """
 
 import argparse

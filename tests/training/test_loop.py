@@ -2,12 +2,14 @@
 
 import csv
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from minunet.base.archive import load, save, sha256_of_arrays
+from minunet.base.durable import TEMPORARY_NAME
 from minunet.base.environment import environment
 from minunet.base.errors import Diverged, UserError
 from minunet.data.augment import PRESETS, Augmentation
@@ -18,6 +20,7 @@ from minunet.training.config import TrainingConfig
 from minunet.training.evaluation import Evaluation, predict_slices
 from minunet.training.loop import Hooks, TrainingData, fit
 from minunet.training.step import Engine
+from tests.tools import crash_states
 from tests.training.cases import NORMALIZATION, all_arrays, tiny_net
 
 CONFIG = TrainingConfig(
@@ -91,6 +94,42 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(slices, whole, tmp_path, 
     for name in ("last.npz", "best.npz"):
         assert final_weights(whole, name) == final_weights(tmp_path, name)
     assert (whole / "history.csv").read_text() == (tmp_path / "history.csv").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fsync of folders as POSIX has it")
+def test_from_every_state_after_a_power_cut_at_the_end_of_an_epoch_the_run_is_resumed(
+    slices, whole, tmp_path, monkeypatch
+):
+    """The end of an epoch writes three files. What is left of them is the unbroken run after a resume."""
+    before, calls = {}, []
+
+    def recorded_finish(self, finish=loop._Run.finish_epoch):
+        if self.progress.epoch != 1:
+            return finish(self)
+        before.update({path.name: path.read_bytes() for path in self.folder.iterdir()})
+        self.progress.best_value = -1.0  # so that the second epoch is the best one so far
+        with crash_states.recorded() as made:
+            finish(self)
+        calls.extend(made)
+
+    monkeypatch.setattr(loop._Run, "finish_epoch", recorded_finish)
+    run(slices, tmp_path / "recorded", should_stop=stop_after(7))
+    monkeypatch.undo()
+    renamed = [call.new for call in calls if isinstance(call, crash_states.Rename)]
+    assert renamed == ["best.npz", "last.npz", "history.csv"]
+    left = {  # without the temporary files
+        frozenset((name, data) for name, data in state.files.items() if not TEMPORARY_NAME.fullmatch(name))
+        for state in crash_states.states(before, crash_states.merged(calls))
+    }
+    assert len(left) == 4  # none of the three files is the new one, the first is, two are, all are
+    for number, files in enumerate(left):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, data in files:
+            (folder / name).write_bytes(data)
+        assert run(slices, folder, resume=True).finished
+        assert final_weights(folder) == final_weights(whole)
+        assert (folder / "history.csv").read_text() == (whole / "history.csv").read_text()
 
 
 def test_a_finished_run_has_nothing_to_resume(slices, tmp_path):
