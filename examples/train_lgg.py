@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     with run_folder(options.output, resume=options.resume is not None) as folder:
         if options.resume is None:
             write_start(folder, options, preset, net, parts)
-        with StopRequest() as stop, explained(preset, net, needed), build(net, preset, device, options) as engine:
+        with StopRequest() as stop, step_explained(net, preset, needed), build(net, preset, device, options) as engine:
             if options.engine == "auto":
                 print(f"engine: {engine.description}", flush=True)
             try:
@@ -169,16 +169,27 @@ def sizes(preset: Preset) -> tuple[int, tuple[int, int]]:
 
 
 @contextmanager
-def explained(preset: Preset, net: UNet, needed: memory.StepBytes) -> Iterator[None]:
-    """Says which batch would fit, if memory seems to be too little and if it is. What was saved last stays."""
-    (batch, size), free = sizes(preset), memory.available_bytes(net)
-    advice = memory.advice(net, size, batch, free, needed)
-    if free is not None and needed(net, size, batch) > free:
+def explained(flag: str, needed: int, free: int | None, advice: str) -> Iterator[None]:
+    """Says what would fit, if memory seems to be too little and if it is. What was saved last stays."""
+    if free is not None and needed > free:
         print(f"warning: memory may run out, and the system may then kill this run: {advice}", flush=True)
     try:
         yield
     except MemoryError:
-        raise UserError(f"--batch-size: out of memory, {advice}") from None
+        raise UserError(f"{flag}: out of memory, {advice}") from None
+
+
+def step_explained(net: UNet, preset: Preset, needed: memory.StepBytes) -> AbstractContextManager[None]:
+    (batch, size), free = sizes(preset), memory.available_bytes(net)
+    return explained("--batch-size", needed(net, size, batch), free, memory.advice(net, size, batch, free, needed))
+
+
+def data_explained(options: argparse.Namespace, preset: Preset) -> AbstractContextManager[None]:
+    size, free = preset.image_size, memory.host_bytes()
+    if options.data is None:  # at most 24 patients of 25 slices, which are in memory twice when they are joined
+        return explained("--image-size", 2 * memory.data_bytes(24 * 25, size), free, "choose smaller images")
+    count = len(lgg.list_folder(options.data).pairs[: preset.limit])
+    return explained("--image-size", memory.data_bytes(count, size), free, memory.data_advice(count, size, free))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -317,21 +328,23 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
     """The slices, read or drawn, and split."""
     if options.data is None:
         print("data: no --data given, so synthetic patients are drawn (the phantom)")
-        slices = phantom.make(size=preset.image_size, seed=0)
+        with data_explained(options, preset):
+            slices = phantom.make(size=preset.image_size, seed=0)
     else:
         print(f"data: reading {images.shown(options.data)}", flush=True)
         if options.resume is not None and not Path(options.data).exists():
             raise UserError(f"{images.shown(options.data)}: no such folder, add --data DIR if the data have moved")
-        slices = lgg.read_folder(
-            options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
-        )
+        with data_explained(options, preset):
+            slices = lgg.read_folder(
+                options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
+            )
         print(verify.inspect(slices), flush=True)
     if options.split == "slice":
         print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")
         indices = split_by_slice(len(slices), options.seed)
     else:
         indices = split_by_patient(slices.patients, options.fold)
-    train, validation, test = (slices.subset(part) for part in indices)
+    train, validation, test = slices.split(indices)
     print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
     return Parts(train, validation, test)
 

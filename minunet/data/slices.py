@@ -46,7 +46,7 @@ class SliceSet:
         if self.masks.dtype != np.uint8 or self.masks.shape != (*self.images.shape[:3], 1):
             expected = (*self.images.shape[:3], 1)
             raise ValueError(f"masks must be uint8 {expected} here, got {self.masks.dtype} {self.masks.shape}")
-        if np.any(self.masks > 1):
+        if self.masks.max(initial=0) > 1:
             raise ValueError(f"masks must hold 0 and 1 only, got {int(self.masks.max())}")
         for field in ("patients", "numbers", "files"):
             if len(getattr(self, field)) != count:
@@ -96,11 +96,52 @@ class SliceSet:
             raise ValueError("indices must be one row of ascending integers, each at most once")
         if index.size and (index[0] < 0 or index[-1] >= len(self)):
             raise ValueError(f"indices must be in [0, {len(self)}), got {index[0]} to {index[-1]}")
+        return self._part(index, self.images[index], self.masks[index])
+
+    def split(self, parts: Sequence[np.ndarray]) -> list["SliceSet"]:
+        """The slices at the indices of each part, as SliceSets that share this one's memory: large data fit only once.
+
+        For that the slices are put in the order of the parts, in place: this SliceSet must not be used afterwards.
+
+        Raises ValueError if the indices of a part do not ascend, or a slice is not in exactly one part.
+        """
+        order = np.concatenate(parts)
+        if any(np.any(np.diff(part) <= 0) for part in parts) or not np.array_equal(np.sort(order), range(len(self))):
+            raise ValueError("parts must hold the index of each slice once, ascending within a part")
+        for array in (self.images, self.masks):
+            _reorder(array, order)
+        ends = np.cumsum([len(part) for part in parts])
+        rows = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+        return [self._part(part, self.images[r], self.masks[r]) for part, r in zip(parts, rows, strict=True)]
+
+    def _part(self, index: np.ndarray, images: np.ndarray, masks: np.ndarray) -> "SliceSet":
         return SliceSet(
-            images=self.images[index],
-            masks=self.masks[index],
+            images=images,
+            masks=masks,
             patients=tuple(self.patients[i] for i in index),
             numbers=tuple(self.numbers[i] for i in index),
             files=tuple(self.files[i] for i in index),
             skipped=self.skipped,
         )
+
+
+def _reorder(array: np.ndarray, order: np.ndarray) -> None:
+    """``array[:] = array[order]``, with one row aside instead of a copy of all.
+
+    >>> values = np.array([10, 11, 12, 13])
+    >>> _reorder(values, np.array([2, 0, 1, 3]))
+    >>> values
+    array([12, 10, 11, 13])
+    """
+    placed = np.zeros(len(order), bool)
+    for start in range(len(order)):
+        if placed[start]:
+            continue
+        # The row that goes here leaves its own place free for the next one, and so on, until the circle closes.
+        first, row = array[start].copy(), start
+        while order[row] != start:
+            array[row] = array[order[row]]
+            placed[row] = True
+            row = order[row]
+        array[row] = first
+        placed[row] = True

@@ -1,5 +1,6 @@
-"""How much memory a step or a prediction takes, how much there is, and the batch that would fit."""
+"""How much memory a step, a prediction or the data take, how much there is, and what would fit."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -60,12 +61,15 @@ def largest_batch(net: UNet, size: Size, available: int, step_bytes: StepBytes =
 
 
 def available_bytes(net: UNet) -> int | None:
-    """The memory that is free now on the device of ``net``: of the GPU, or the machine and the limits on this process.
+    """The memory that is free now on the device of ``net``, in bytes: :func:`host_bytes`, or that of the GPU."""
+    return free_gpu_bytes() if device_of(net.head.weight) == "cuda" else host_bytes()
+
+
+def host_bytes() -> int | None:
+    """The memory that is free now for this process, in bytes: the machine's, within the limits on the process.
 
     None where the system does not say (other systems than Linux).
     """
-    if device_of(net.head.weight) == "cuda":
-        return free_gpu_bytes()
     limits = [_kilobytes("/proc/meminfo", "MemAvailable"), _address_space(), _control_group()]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -84,6 +88,25 @@ def advice(net: UNet, size: Size, batch: int, available: int | None, step_bytes:
         return f"{needed}, choose a smaller one"
     fits = min(largest_batch(net, size, available, step_bytes), batch - 1)
     choice = f"at most {fits}" if fits > 0 else "smaller images or a smaller network"
+    return f"{needed} and {available / 1e9:.1f} GB are free, choose {choice}"
+
+
+def data_bytes(slices: int, side: int) -> int:
+    """What so many slices of ``side`` x ``side`` pixels take in bytes: three channels of an image, and a mask."""
+    return 4 * slices * side**2
+
+
+def data_advice(slices: int, side: int, available: int | None) -> str:
+    """What so many slices need, and the image size to choose instead; ``available`` is what is free before.
+
+    >>> print(data_advice(3960, side=256, available=3 * 10**8))
+    3960 slices of 256 x 256 pixels take 1.0 GB and 0.3 GB are free, choose at most 137 or fewer patients
+    """
+    needed = f"{slices} slices of {side} x {side} pixels take {data_bytes(slices, side) / 1e9:.1f} GB"
+    if available is None:
+        return f"{needed}, choose a smaller one or fewer patients"
+    fits = min(math.isqrt(available // data_bytes(max(1, slices), 1)), side - 1)
+    choice = f"at most {fits} or fewer patients" if fits > 0 else "fewer patients"
     return f"{needed} and {available / 1e9:.1f} GB are free, choose {choice}"
 
 

@@ -61,18 +61,21 @@ def evaluate(
     statistics: VolumeStatistics,
     loss: SegmentationLoss,
     *,
+    places: np.ndarray | None = None,
     batch_size: int = 16,
     engine: Engine | None = None,
 ) -> Evaluation:
     """Loss and per-patient Dice of ``net``, inferring, on ``slices``, whose patients have the ``statistics``.
 
-    ``engine`` is one that was built for a network like ``net``, or None for the plain path.
+    ``places`` are the indices of the slices to look at, None for all. ``engine`` is one that was built for a network
+    like ``net``, or None for the plain path.
     The slices are visited in a random order, always the same one: neighbours are alike, and the Dice loss of a batch
     with no tumour at all is not what training sees.
     """
     engine = engine or Engine(net, loss)
     losses, counts = [], []
-    order = rng.generator(rng.Key(seed=0, stream=rng.SAMPLE)).permutation(len(slices))
+    places = np.arange(len(slices)) if places is None else places
+    order = places[rng.generator(rng.Key(seed=0, stream=rng.SAMPLE)).permutation(len(places))]
     batches = prefetch(
         lambda indices: engine.prepare_batch(slices, statistics, indices),
         in_chunks(order, batch_size),
@@ -88,4 +91,4 @@ def evaluate(
             counts.append([to_numpy(c) for c in found])
     per_slice = metrics.Counts(*(np.concatenate(parts) for parts in zip(*counts, strict=True)))
     _, per_patient = metrics.per_patient_counts(per_slice, [slices.patients[place] for place in order])
-    return Evaluation(math.fsum(losses) / len(slices), float(np.mean(metrics.dice(per_patient))))
+    return Evaluation(math.fsum(losses) / len(places), float(np.mean(metrics.dice(per_patient))))

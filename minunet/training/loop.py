@@ -213,7 +213,6 @@ class _Run:
         self.validation, self.validation_statistics = data.validation, statistics(data.validation)
         # Training Dice is measured as the validation's is, on whole patients as they are: the two curves compare.
         self.train_sample = _some_patients(data.train, len(data.validation))
-        self.sample_statistics = statistics(self.train_sample)
         self.images_per_epoch = config.images_per_epoch or len(data.train)
         self.steps_per_epoch = -(-self.images_per_epoch // config.batch_size)
         self.progress = Progress()
@@ -319,7 +318,7 @@ class _Run:
         """The epoch's row of the history. Raises Diverged if a loss is not finite."""
         progress, net = self.progress, self.averaged_net()
         on_validation = self._evaluate(net, self.validation, self.validation_statistics)
-        on_train = self._evaluate(net, self.train_sample, self.sample_statistics)
+        on_train = self._evaluate(net, self.train, self.train_statistics, self.train_sample)
         for patients, loss in (("validation", on_validation.loss), ("training", on_train.loss)):
             if not math.isfinite(loss):
                 raise Diverged(
@@ -386,9 +385,11 @@ class _Run:
         """The network that is judged and kept: with averaged weights, if the run averages them."""
         return self.net if self.ema is None else with_arrays(self.net, self.ema.average)
 
-    def _evaluate(self, net: UNet, slices: SliceSet, statistics: VolumeStatistics) -> Evaluation:
+    def _evaluate(
+        self, net: UNet, slices: SliceSet, statistics: VolumeStatistics, places: np.ndarray | None = None
+    ) -> Evaluation:
         batch_size, loss = self.config.batch_size, self.config.loss
-        return evaluate(net, slices, statistics, loss, batch_size=batch_size, engine=self.engine)
+        return evaluate(net, slices, statistics, loss, places=places, batch_size=batch_size, engine=self.engine)
 
     def _key(self, step: int) -> rng.Key:
         return rng.Key(self.config.seed, epoch=self.progress.epoch, step=step)
@@ -427,12 +428,12 @@ def _described(data: TrainingData) -> dict[str, Any]:
     return described
 
 
-def _some_patients(slices: SliceSet, about: int) -> SliceSet:
-    """Whole patients, evenly spread over ``slices``, with about that many slices together."""
-    names = slices.patient_names()
-    wanted = max(1, min(len(names), round(len(names) * about / len(slices))))
-    chosen = {names[place] for place in np.linspace(0, len(names) - 1, wanted).round().astype(int)}
-    return slices.subset([i for i, patient in enumerate(slices.patients) if patient in chosen])
+def _some_patients(slices: SliceSet, about: int) -> np.ndarray:
+    """The indices of whole patients, evenly spread over ``slices``, with about that many slices together."""
+    count = len(slices.patient_names())
+    wanted = max(1, min(count, round(count * about / len(slices))))
+    chosen = np.linspace(0, count - 1, wanted).round()
+    return np.flatnonzero(np.isin(slices.patient_indices(), chosen))
 
 
 def _bar(description: str, total: int, initial: int, shown: bool) -> Any:

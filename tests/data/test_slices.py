@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from minunet.data import slices as slices_module
 from minunet.data.slices import SliceSet
 
 
@@ -39,6 +42,49 @@ def test_subset_takes_every_field_and_shares_no_memory():
     assert part.files == ("a9", "a10", "b2")
     assert part.skipped == ("c",)
     assert not np.shares_memory(part.images, slices.images)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ([0, 1, 2, 3, 4],),
+        ([3, 4], [0, 1, 2]),
+        ([1, 3], [0, 4], [2]),
+        ([4], [], [0, 1, 2, 3]),
+        ([2], [1], [0], [4], [3]),
+    ],
+    ids=repr,
+)
+def test_a_split_has_the_subsets_in_the_memory_of_the_whole(parts):
+    slices, expected = slice_set(), [slice_set().subset(part) for part in parts]
+    found = slices.split([np.array(part, int) for part in parts])
+    for part, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part.images, other.images)
+        np.testing.assert_array_equal(part.masks, other.masks)
+        for field in ("patients", "numbers", "files", "skipped"):
+            assert getattr(part, field) == getattr(other, field)
+        assert part.images.flags.c_contiguous
+        assert part.images.base is slices.images
+        assert part.masks.base is slices.masks
+
+
+@pytest.mark.parametrize(
+    "parts", [([0, 1, 2],), ([0, 1, 2], [2, 3, 4]), ([1, 0], [2, 3, 4]), ([0, 1, 2, 3, 5],), ([-1, 0, 1, 2, 3],)]
+)
+def test_a_split_that_is_none_is_refused_and_changes_nothing(parts):
+    slices = slice_set()
+    with pytest.raises(ValueError, match="parts must hold the index of each slice once"):
+        slices.split([np.array(part) for part in parts])
+    np.testing.assert_array_equal(slices.images, slice_set().images)
+    np.testing.assert_array_equal(slices.masks, slice_set().masks)
+
+
+@given(st.integers(0, 40).flatmap(lambda count: st.permutations(range(count))))
+def test_rows_are_put_in_order_in_place(order):
+    values = np.random.default_rng(len(order)).normal(size=(len(order), 2))
+    expected = values[np.array(order, int)]
+    slices_module._reorder(values, np.array(order, int))
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_unlabelled_images_are_one_volume_without_tumour():

@@ -62,3 +62,14 @@ print(memory.available_bytes(net))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert 0.9e8 < int(done.stdout) <= 1e8
+
+
+def test_the_advice_on_data_is_a_size_that_fits_and_never_the_one_that_has_failed():
+    for side, available in ((256, 10**7), (64, 10**6), (8, 500)):
+        advice = memory.data_advice(100, side, available)
+        fits = int(advice.partition("choose at most ")[2].split()[0])
+        assert memory.data_bytes(100, fits) <= available < memory.data_bytes(100, fits + 1)
+    assert "choose at most 7 " in memory.data_advice(100, side=8, available=10**9)
+    assert memory.data_advice(100, 8, None).endswith("take 0.0 GB, choose a smaller one or fewer patients")
+    assert memory.data_advice(100, 8, 399).endswith("are free, choose fewer patients")
+    assert "0 slices" in memory.data_advice(0, 8, 10**9)

@@ -3,15 +3,19 @@
 import errno
 import json
 import os
+import re
+import runpy
 import shutil
 import signal
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from minunet.data.splits import fold_of
-from tests.command_line import SMALL, progress, run, tree, weights, write_patients
+from tests.command_line import EXAMPLES, SMALL, progress, run, tree, weights, write_patients
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders and signals as POSIX has them")
 
@@ -270,3 +274,53 @@ def test_other_data_are_refused_wherever_they_lie(stopped, change):
     ended = run("train_lgg", "--resume", "run", "--data", "moved", "--quiet", cwd=stopped)
     assert_refused(ended, "run/last.npz: belongs to another run (", " was ", "same settings and data")
     assert tree(stopped) == before
+
+
+# ------------------------------------------------------------------------------------------ memory for the data
+
+
+# So that hardly more than what the program takes itself is left when it reads the data.
+LITTLE_MEMORY = """
+import pathlib, resource
+import PIL.Image, matplotlib.pyplot, scipy.ndimage, tqdm
+from minunet import engines
+from minunet.data import lgg, phantom, verify
+from minunet.results import report
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 10**8, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is of Linux")
+@pytest.mark.parametrize("source", ["read", "drawn"])
+def test_data_that_do_not_fit_are_said_before_and_when_memory_is_out(place, source):
+    data = ARGUMENTS[:2] if source == "read" else ()
+    before = tree(place)
+    arguments = (*data, "--preset", "quick", "--device", "cpu", "--image-size", "2048", "--output", "run")
+    ended = run("train_lgg", *arguments, cwd=place, before=LITTLE_MEMORY)
+    need = r"77 slices of 2048 x 2048 pixels take 1\.3 GB and 0\.1 GB are free"
+    words = {"read": rf"{need}, choose at most \d+ or fewer patients", "drawn": "choose smaller images"}[source]
+    assert ended.code == 2, ended
+    assert re.fullmatch(f"error: --image-size: out of memory, {words}\n", ended.err), ended.err
+    warning = f"warning: memory may run out, and the system may then kill this run: {words}\n"
+    assert len(re.findall(warning, ended.out)) == 1, ended.out
+    assert tree(place) == before
+
+
+def test_data_are_in_memory_once(place, monkeypatch):
+    """Reading and splitting take little more than the pixels."""
+    monkeypatch.chdir(place)
+    example = runpy.run_path(str(EXAMPLES / "train_lgg.py"))
+    for split in ("patient", "slice"):
+        options = example["parse"](["--data", "kaggle_3m", "--image-size", "128", "--split", split, "--output", "run"])
+        preset = example["choose_preset"](options, "cpu")
+        example["read_data"](options, preset)  # what is imported and cached then does not count
+        tracemalloc.start()
+        try:
+            parts = example["read_data"](options, preset)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        pixels = sum(part.images.nbytes + part.masks.nbytes for part in parts)
+        assert pixels == 77 * 128 * 128 * 4
+        assert peak < 1.25 * pixels

@@ -31,3 +31,13 @@ def test_an_evaluation_does_not_depend_on_the_batch_size_but_for_the_loss_over_b
     whole = evaluate(net, validation, statistics, loss, batch_size=len(validation))
     assert found.dice == whole.dice
     assert found.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_an_evaluation_of_some_patients_is_that_of_their_subset(slices):
+    train, _ = slices
+    net, loss = tiny_net(dtype="float32"), SegmentationLoss()
+    places = np.flatnonzero(train.patient_indices() == 1)
+    part = train.subset(places)
+    assert 0 < len(part) < len(train)
+    found = evaluate(net, train, NORMALIZATION.statistics(train), loss, places=places, batch_size=3)
+    assert found == evaluate(net, part, NORMALIZATION.statistics(part), loss, batch_size=3)
