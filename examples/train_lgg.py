@@ -49,9 +49,10 @@ def main(arguments: list[str]) -> None:
     parts = read_data(options, preset)
     net = make_network(preset, options.seed, parts.train, device)
     needed = step_bytes(net, preset, device, options)
+    config = config_of(options, preset, net, parts)
     with run_folder(options.output, resume=options.resume is not None) as folder:
         if options.resume is None:
-            write_start(folder, options, preset, net, parts)
+            write_start(folder, config, preset, parts)
         with StopRequest() as stop, step_explained(net, preset, needed), build(net, preset, device, options) as engine:
             if options.engine == "auto":
                 print(f"engine: {engine.description}", flush=True)
@@ -67,10 +68,10 @@ def main(arguments: list[str]) -> None:
                     progress_bar=not options.quiet,
                 )
             except FolderLost as lost:
-                write_start(lost.folder, options, preset, net, parts)  # a resume reads its settings there
+                write_start(lost.folder, config, preset, parts)  # a resume reads its settings there
                 raise
         if options.resume is not None:
-            keep_place_of_data(folder, options)
+            keep_place_of_data(folder, config["options"]["data"])
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
@@ -120,9 +121,9 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
     }
 
 
-def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> None:
-    """config.json and the picture of the samples."""
-    config = {
+def config_of(options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
         "options": settings_of(options),
         "model": net.config,
         "training": preset.training.settings(),
@@ -130,13 +131,17 @@ def write_start(folder: Path, options: argparse.Namespace, preset: Preset, net: 
         "patients": {name: part.patient_names() for name, part in parts._asdict().items()},
         "environment": environment(),
     }
+
+
+def write_start(folder: Path, config: dict[str, Any], preset: Preset, parts: Parts) -> None:
+    """config.json and the picture of the samples."""
     write_text(folder / "config.json", json_text(config))
     write_samples(folder, parts.train, preset.training, preset.normalization)
 
 
-def keep_place_of_data(folder: Path, options: argparse.Namespace) -> None:
+def keep_place_of_data(folder: Path, place: str | None) -> None:
     """Write into config.json where the data of a resumed run lie now: the same pixels, but they may have been moved."""
-    config, place = json.loads(read_text(folder / "config.json")), settings_of(options)["data"]
+    config = json.loads(read_text(folder / "config.json"))
     if config["options"]["data"] != place:
         config["options"]["data"] = place
         write_text(folder / "config.json", json_text(config))
@@ -333,7 +338,7 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
     else:
         print(f"data: reading {images.shown(options.data)}", flush=True)
         if options.resume is not None and not Path(options.data).exists():
-            raise UserError(f"{images.shown(options.data)}: no such folder, add --data DIR if the data have moved")
+            raise UserError(f"{images.shown(options.data)}: no such folder, say by --data where the run's data are now")
         with data_explained(options, preset):
             slices = lgg.read_folder(
                 options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit

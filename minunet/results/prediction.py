@@ -100,7 +100,10 @@ class Predictor:
 
         Raises UserError for a file that is no image.
         """
-        return np.stack([read_image(file, self.image_size) for file in files])
+        images = np.empty((len(files), self.image_size, self.image_size, 3), np.uint8)
+        for place, file in enumerate(files):  # and not a list first: a large volume is in memory once
+            images[place] = read_image(file, self.image_size)
+        return images
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume."""

@@ -186,6 +186,39 @@ def test_a_run_whose_folder_disappears_is_saved_elsewhere_and_goes_on(place, unb
     assert (place / rescued / "metrics.json").exists()
 
 
+def test_a_run_whose_working_folder_disappears_is_saved_among_the_temporary_files(place, unbroken, tmp_path_factory):
+    temporary = tmp_path_factory.mktemp("temporary")
+    happens = "shutil.rmtree(os.getcwd())"
+    before, env = AFTER_AN_EPOCH.format(happens), {"TMPDIR": str(temporary)}
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=before, env=env)
+    assert ended.code == 2
+    rescued = temporary / "rescued-run"
+    assert ended.err.endswith(f"its state is saved in {rescued}, go on with --resume {rescued}\n")
+    arguments = ("--resume", rescued, "--data", unbroken / "kaggle_3m", "--quiet")
+    ended = run("train_lgg", *arguments, cwd=temporary)
+    assert (ended.code, ended.err) == (0, "")
+    assert weights(rescued) == weights(unbroken / "run")
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_when_its_folder_is_gone(place, unbroken):
+    happens = """
+import os, shutil, signal
+from minunet.training import loop
+def step(*arguments, train_step=loop.train_step, **options):
+    shutil.rmtree("run")
+    os.kill(os.getpid(), signal.SIGTERM)
+    return train_step(*arguments, **options)
+loop.train_step = step
+"""
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=happens)
+    assert ended.code == 2
+    assert ended.err.endswith("its state is saved in rescued-run, go on with --resume rescued-run\n")
+    assert progress(place / "rescued-run")["epoch"] == 0
+    ended = run("train_lgg", "--resume", "rescued-run", "--quiet", cwd=place)
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_run(place / "rescued-run", unbroken)
+
+
 def test_a_run_that_finds_no_place_at_all_says_that_it_is_lost(place):
     happens = "shutil.rmtree('run'); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
     ended = run("train_lgg", *ARGUMENTS, cwd=place, before=AFTER_AN_EPOCH.format(happens))
@@ -231,10 +264,10 @@ def assert_refused(ended, *words):
 
 def test_data_that_have_moved_are_found_by_a_flag_and_then_remembered(stopped, unbroken):
     ended = run("train_lgg", "--resume", "run", "--quiet", cwd=stopped)
-    assert_refused(ended, "kaggle_3m: no such folder, add --data DIR if the data have moved")
+    assert_refused(ended, "kaggle_3m: no such folder, say by --data where the run's data are now")
     # Stopped once more: the new place is that of the run from now on.
     stop = "import os, signal\nfrom minunet.training import loop\n" + (
-        "loop._Run._key = lambda run, step, key=loop._Run._key: os.kill(os.getpid(), signal.SIGTERM) or key(run, step)"
+        "loop.train_step = lambda *a, step=loop.train_step, **o: os.kill(os.getpid(), signal.SIGTERM) or step(*a, **o)"
     )
     ended = run("train_lgg", "--resume", "run", "--data", "moved", "--quiet", cwd=stopped, before=stop)
     assert ended.code == 143, ended
