@@ -220,7 +220,7 @@ def flags() -> cli.Parser:
     add("--data", metavar="DIR", help="the folder kaggle_3m, or your own in its layout; left out: synthetic patients")
     add("--preset", choices=sorted(PRESETS), help="the recipe; left out: quick, or small with --data")
     add("--output", metavar="DIR", help="the run's folder; left out: runs/<preset>, or the next free name")
-    add("--resume", metavar="DIR", help="go on with the run in this folder, with its settings; --data if those moved")
+    add("--resume", metavar="DIR", help="go on with the run in this folder; with --data, if its data have moved")
     add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
     add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
     add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
