@@ -10,6 +10,7 @@ Both are one formula, ``(clip(x, low, high) - mean) / std``, with four numbers a
 patient, on the CPU (``Normalization.statistics``), and used on whichever device the batch is (``apply``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ class VolumeStatistics(NamedTuple):
 class Normalization:
     """How grey values become network inputs.
 
-    kind         "volume" (clip and z-score, by volume and channel) or "scale" (x / 255)
+    kind         "volume" (clip and z-score, by volume and channel) or "scale" (x / 255, of 16 bits x / 65535)
     percentiles  of all pixels of the volume's channel, between which "volume" clips; in [0, 100], ascending
 
     Raises ValueError for any other kind or percentiles.
@@ -76,42 +77,47 @@ class Normalization:
     def statistics(self, slices: SliceSet) -> VolumeStatistics:
         """One row a patient, in the order of ``slices.patient_names()``."""
         patient = slices.patient_indices()
-        volumes = [self.volume_statistics(slices.images[patient == p]) for p in range(len(slices.patient_names()))]
+        volumes = [
+            self.volume_statistics([slices.images[i][slices.extent(i)] for i in np.flatnonzero(patient == p).tolist()])
+            for p in range(len(slices.patient_names()))
+        ]
         return VolumeStatistics(*(np.concatenate(rows) for rows in zip(*volumes, strict=True)))
 
-    def volume_statistics(self, images: np.ndarray) -> VolumeStatistics:
-        """The statistics of ``images``, uint8 (S, H, W, C), taken as one volume: one row.
+    def volume_statistics(self, images: Sequence[np.ndarray]) -> VolumeStatistics:
+        """The statistics of ``images``, uint8 or uint16 (H, W, C) each, taken as one volume: one row.
 
         This is also the way to predict loose images: those that are predicted together count as one volume.
 
-        Raises ValueError if there is no pixel or the dtype is another.
+        Raises ValueError if there is no pixel, or the dtype is another or not that of all.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
-            raise ValueError(
-                f"images must be uint8 (S, H, W, C) with S, H, W, C >= 1, got {images.dtype} {images.shape}"
-            )
-        channels = images.shape[3]
+        kinds = {(image.dtype, image.shape[2:]) for image in images}
+        if len(kinds) != 1 or any(image.ndim != 3 or image.size == 0 for image in images):
+            found = sorted({f"{image.dtype} {image.shape}" for image in images})
+            raise ValueError(f"images must be (H, W, C), of one dtype and one C, got {', '.join(found) or 'none'}")
+        if images[0].dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"images must be uint8 or uint16, got {images[0].dtype}")
+        channels, largest = images[0].shape[2], np.iinfo(images[0].dtype).max
         if self.kind == "scale":
             row = np.ones((1, channels))
-            return VolumeStatistics(low=0 * row, high=255 * row, mean=0 * row, std=255 * row)
-        return VolumeStatistics(
-            *np.array([_clipped_moments(_histogram(images[..., c]), self.percentiles) for c in range(channels)]).T[
-                :, None, :
-            ]
-        )
+            return VolumeStatistics(low=0 * row, high=largest * row, mean=0 * row, std=largest * row)
+        moments = [
+            _clipped_moments(_histogram([image[..., c] for image in images], largest + 1), self.percentiles)
+            for c in range(channels)
+        ]
+        return VolumeStatistics(*np.array(moments).T[:, None, :])
 
 
-def _histogram(values: np.ndarray) -> np.ndarray:
-    """How often each of the 256 grey values occurs, image by image, so that the copy bincount makes stays small."""
-    return sum(np.bincount(image.ravel(), minlength=256) for image in values)  # type: ignore[return-value]
+def _histogram(images: Sequence[np.ndarray], values: int) -> np.ndarray:
+    """How often each grey value occurs, image by image, so that the copy that bincount makes stays small."""
+    return sum(np.bincount(image.ravel(), minlength=values) for image in images)  # type: ignore[return-value]
 
 
 def _clipped_moments(counts: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
-    """low, high, mean, std from a histogram: with 256 values it says all that the pixels say, and exactly."""
+    """low, high, mean, std from a histogram: it says all that the pixels say, and exactly."""
     low, high = (_percentile(counts, q) for q in percentiles)
     if low == high:
         return low, high, low, 1.0
-    values = np.clip(np.arange(256), low, high)
+    values = np.clip(np.arange(len(counts)), low, high)
     mean = counts @ values / counts.sum()
     variance = counts @ (values - mean) ** 2 / counts.sum()
     return low, high, mean, np.sqrt(variance)
@@ -129,7 +135,7 @@ def _percentile(counts: np.ndarray, q: float) -> float:
 def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -> Array:
     """``(clip(x, low, high) - mean) / std`` as a new array of ``dtype``, on the device of ``images``.
 
-    images      uint8 (N, H, W, C), NumPy or CuPy
+    images      uint8 or uint16 (N, H, W, C), NumPy or CuPy
     statistics  NumPy, one row an image (N, C) or one row for all (1, C): ``VolumeStatistics.take`` makes them
 
     Raises ValueError if the dtype or shapes do not fit.
@@ -139,8 +145,8 @@ def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -
     array([-1.2247449,  0.       ,  1.2247449], dtype=float32)
     """
     xp = array_module(images)
-    if images.dtype != xp.uint8 or images.ndim != 4:
-        raise ValueError(f"images must be uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+    if images.dtype not in (xp.uint8, xp.uint16) or images.ndim != 4:
+        raise ValueError(f"images must be uint8 or uint16 (N, H, W, C), got {images.dtype} {images.shape}")
     count, height, width, channels = images.shape
     if statistics.low.shape not in ((count, channels), (1, channels)):
         raise ValueError(

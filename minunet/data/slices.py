@@ -32,17 +32,21 @@ class SliceSet:
     ('anna_10.tif', 'ben_1.tif')
     """
 
-    images: np.ndarray  # uint8 (S, H, W, 3): pre-contrast, FLAIR, post-contrast
+    images: np.ndarray  # uint8 or uint16 (S, H, W, C); of LGG-MRI: pre-contrast, FLAIR, post-contrast
     masks: np.ndarray  # uint8 (S, H, W, 1): 1 where a human drew tumour, else 0
     patients: tuple[str, ...]  # whose slice it is, one name a slice
     numbers: tuple[int, ...]  # its place in the patient's volume
     files: tuple[str, ...]  # the file it came from, so that an error can name it
     skipped: tuple[str, ...] = ()  # files that the reader was allowed to leave out, because they had no partner
+    #: int (S, 2): the height and width of each image, which lies at the top left; the rest is padding. None: all of it.
+    extents: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
-            raise ValueError(f"images must be uint8 (S, H, W, 3), got {self.images.dtype} {self.images.shape}")
+        if self.images.dtype not in (np.uint8, np.uint16) or self.images.ndim != 4 or 0 in self.images.shape[1:]:
+            raise ValueError(
+                f"images must be uint8 or uint16 (S, H, W, C), got {self.images.dtype} {self.images.shape}"
+            )
         if self.masks.dtype != np.uint8 or self.masks.shape != (*self.images.shape[:3], 1):
             expected = (*self.images.shape[:3], 1)
             raise ValueError(f"masks must be uint8 {expected} here, got {self.masks.dtype} {self.masks.shape}")
@@ -51,6 +55,9 @@ class SliceSet:
         for field in ("patients", "numbers", "files"):
             if len(getattr(self, field)) != count:
                 raise ValueError(f"{field} must have one entry a slice, {count}, got {len(getattr(self, field))}")
+        extents = np.ones((count, 2), int) if self.extents is None else self.extents
+        if extents.shape != (count, 2) or np.any(extents < 1) or np.any(extents > self.masks.shape[1:3]):
+            raise ValueError(f"extents must be (S, 2), each within [1, H] and [1, W], got {extents.tolist()}")
         seen: set[str] = set()
         for i, patient in enumerate(self.patients):
             if i > 0 and patient == self.patients[i - 1]:
@@ -63,7 +70,7 @@ class SliceSet:
 
     @classmethod
     def unlabelled(cls, images: np.ndarray) -> "SliceSet":
-        """The volume ``images``, uint8 (S, H, W, 3), in which nobody has drawn a tumour yet: its masks are empty."""
+        """The volume ``images``, (S, H, W, C), in which nobody has drawn a tumour yet: its masks are empty."""
         count, masks = len(images), np.zeros((*images.shape[:3], 1), np.uint8)
         return cls(images, masks, patients=("volume",) * count, numbers=tuple(range(count)), files=("",) * count)
 
@@ -84,6 +91,11 @@ class SliceSet:
         indices = np.array([place[name] for name in self.patients], dtype=np.intp)
         indices.setflags(write=False)
         return indices
+
+    def extent(self, index: int) -> tuple[slice, slice]:
+        """The rows and columns of the arrays at ``index`` that the image has; the others are padding."""
+        height, width = self.masks.shape[1:3] if self.extents is None else self.extents[index].tolist()
+        return slice(0, height), slice(0, width)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "SliceSet":
         """The slices at ``indices``, as a SliceSet with copied arrays.
@@ -122,6 +134,7 @@ class SliceSet:
             numbers=tuple(self.numbers[i] for i in index),
             files=tuple(self.files[i] for i in index),
             skipped=self.skipped,
+            extents=None if self.extents is None else self.extents[index],
         )
 
 

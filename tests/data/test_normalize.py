@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minunet.base.backend import to_device, to_numpy
 from minunet.data.normalize import Normalization, apply
+from minunet.data.slices import SliceSet
 from tests.data.test_slices import slice_set
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3))
@@ -122,8 +123,43 @@ def test_from_dict_refuses_what_to_dict_does_not_write(values):
     "images", [np.zeros((1, 2, 2, 3)), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2, 2, 3), np.uint8)]
 )
 def test_statistics_refuse_what_is_no_volume_of_grey_values(images):
-    with pytest.raises(ValueError, match="images must be uint8"):
+    with pytest.raises(ValueError, match="images must be"):
         Normalization().volume_statistics(images)
+
+
+def test_images_of_one_volume_may_differ_in_size_but_in_nothing_else():
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, shape, dtype=np.uint8) for shape in ((4, 6, 2), (5, 3, 2))]
+    found = Normalization("volume", (0, 100)).volume_statistics(images)
+    pixels = np.concatenate([image.reshape(-1, 2) for image in images])
+    np.testing.assert_allclose(found.mean[0], pixels.mean(axis=0))
+    np.testing.assert_allclose(found.std[0], pixels.std(axis=0))
+    for other in (images[0].astype(np.uint16), images[0][..., :1]):
+        with pytest.raises(ValueError, match="of one dtype and one C"):
+            Normalization().volume_statistics([images[0], other])
+
+
+def test_sixteen_bits():
+    images = np.random.default_rng(0).integers(300, 60_000, (2, 5, 4, 2), dtype=np.uint16)
+    pixels = images.reshape(-1, 2)
+    found = Normalization("volume", (10, 90)).volume_statistics(images)
+    low, high = np.percentile(pixels, (10, 90), axis=0)
+    np.testing.assert_allclose((found.low[0], found.high[0]), (low, high))
+    clipped = np.clip(pixels, low, high)
+    np.testing.assert_allclose((found.mean[0], found.std[0]), (clipped.mean(axis=0), clipped.std(axis=0)))
+    x = apply(images, found, "float64")
+    np.testing.assert_allclose((x.mean(axis=(0, 1, 2)), x.std(axis=(0, 1, 2))), ([0, 0], [1, 1]), atol=1e-12)
+    scaled = apply(images, Normalization("scale").volume_statistics(images), "float64")
+    np.testing.assert_allclose(scaled, images / 65535)
+
+
+def test_padding_is_no_part_of_a_volume():
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    masks, extents = np.zeros((2, 6, 6, 1), np.uint8), np.array([[6, 4], [3, 6]])
+    whole = SliceSet(images, masks, ("a", "a"), (1, 2), ("", ""), extents=extents)
+    expected = Normalization().volume_statistics([images[0, :, :4], images[1, :3]])
+    for found, wanted in zip(Normalization().statistics(whole), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_apply_refuses_statistics_of_another_shape_and_images_of_another_dtype():

@@ -110,11 +110,31 @@ def test_subset_refuses_indices_that_do_not_ascend_within_range(indices):
         slice_set().subset(indices)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_of_8_or_16_bits(dtype, channels):
+    images = np.zeros((5, 4, 6, channels), dtype)
+    assert slice_set(images=images).subset([0, 2]).images.shape == (2, 4, 6, channels)
+
+
+def test_the_extents_go_where_their_images_go():
+    extents = np.array([[4, 6], [1, 2], [2, 3], [3, 4], [4, 5]])
+    slices = slice_set(extents=extents)
+    assert slices.extent(1) == (slice(0, 1), slice(0, 2))
+    assert slice_set().extent(1) == (slice(0, 4), slice(0, 6))
+    assert slices.subset([1, 3]).extents.tolist() == [[1, 2], [3, 4]]
+    parts = slices.split([np.array([1, 4]), np.array([0, 2, 3])])
+    assert [part.extents.tolist() for part in parts] == [[[1, 2], [4, 5]], [[4, 6], [2, 3], [3, 4]]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"images": np.zeros((5, 4, 6, 3), np.float32)}, "images must be uint8"),
-        ({"images": np.zeros((5, 4, 6, 1), np.uint8)}, "images must be uint8"),
+        ({"images": np.zeros((5, 4, 6, 0), np.uint8)}, "images must be uint8"),
+        ({"extents": np.ones((4, 2), int)}, r"extents must be \(S, 2\)"),
+        ({"extents": np.zeros((5, 2), int)}, r"extents must be \(S, 2\)"),
+        ({"extents": np.full((5, 2), 5)}, r"extents must be \(S, 2\), each within \[1, H\]"),
         ({"images": np.zeros((4, 6, 3), np.uint8)}, "images must be uint8"),
         ({"masks": np.zeros((5, 4, 6, 1), bool)}, "masks must be uint8"),
         ({"masks": np.zeros((5, 6, 4, 1), np.uint8)}, "masks must be uint8"),
