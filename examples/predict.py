@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from minunet import engines
 from minunet.base import cli
 from minunet.base.errors import UserError
-from minunet.data.images import find_volumes, read_image, shown
+from minunet.data.images import find_volumes, shown
 from minunet.results.plots import display_image, overlay
-from minunet.results.prediction import Predictor, resize_probabilities, write_png
+from minunet.results.prediction import Predictor, write_png
 from minunet.training.checkpoint import Weights
 
 
@@ -47,23 +49,32 @@ def main(arguments: list[str]) -> None:
         precision=options.precision,
         max_batch=max(map(len, volumes)),
     ) as predictor:
-        if predictor.engine is not None and predictor.engine.reason is not None:
-            print(f"engine: {predictor.engine.description}")
         channels = predictor.net.config["out_channels"]
         check_results(volumes, output, channels)
-        prepared = [predictor.read(files) for files in volumes]
+        prepared = [predictor.prepare(files) for files in volumes]
 
         output.mkdir(parents=True, exist_ok=True)
-        for files, images in zip(volumes, prepared, strict=True):
-            volume = predictor.probabilities(images)
-            for file, probabilities in zip(files, volume, strict=True):
-                image = read_image(file)
-                masks = resize_probabilities(probabilities, *image.shape[:2]) > options.threshold
+        said = None
+        for files, of_volume in zip(volumes, prepared, strict=True):
+            for file, image, tiles in predictor.volume(files, of_volume):
+                if predictor.engine is not None and predictor.engine.reason not in (None, said):
+                    said = predictor.engine.reason
+                    print(f"engine: {predictor.engine.description}")
+                masks = np.empty((*image.shape[:2], channels), bool)
+                for place, probabilities in tiles:
+                    masks[place] = probabilities > options.threshold
+                step = -(-max(masks.shape) // OVERLAY_SIDE)
                 for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
                     mask = masks[..., k]
                     write_png(mask_path, 255 * mask.astype("uint8"))
-                    write_png(overlay_path, overlay(display_image(image), mask))
+                    write_png(overlay_path, overlay(display_image(image[::step, ::step]), mask[::step, ::step]))
                     print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
+                if step > 1:
+                    print(f"{shown(overlay_path)}: each {step}th pixel of each {step}th row")
+
+
+#: An overlay is for eyes: a larger image's is reduced to at most so many pixels along a side.
+OVERLAY_SIDE = 8192
 
 
 def results(file: Path, output: Path, channels: int) -> list[tuple[Path, Path]]:

@@ -66,6 +66,8 @@ class Summary:
     rows: tuple[Row, ...]
     input_shape: tuple[int, ...]
     dtype: str
+    #: The prediction for the rows 0 ... 2^depth - 1 of an image depends on so many rows above them and below them.
+    reach: tuple[int, int]
 
     @property
     def parameters(self) -> int:
@@ -155,8 +157,8 @@ def summary(net: UNet, height: int, width: int, batch: int = 1) -> Summary:
     >>> table.rows[0]
     Row(name='down1.conv1', kind='conv2d 3x3', shape=(1, 32, 32, 8), parameters=224, flops=442368,
         activation_bytes=32768, receptive_field=3, jump=1)
-    >>> table.parameters, table.receptive_field
-    (6761, 20)
+    >>> table.parameters, table.receptive_field, table.reach
+    (6761, 20, (10, 10))
     """
     multiple = 2**net.depth
     for name, value in (("height", height), ("width", width)):
@@ -185,7 +187,8 @@ def summary(net: UNet, height: int, width: int, batch: int = 1) -> Summary:
                 x = walk.conv2d(name, layer, x)
             case _:  # the bottleneck
                 x = walk.block(name, layer, x)
-    return Summary(tuple(walk.rows), shape, str(net.head.weight.dtype))
+    reach = -int(x.first.min()), int(x.last.max()) - (multiple - 1)
+    return Summary(tuple(walk.rows), shape, str(net.head.weight.dtype), reach)
 
 
 class _Signal(NamedTuple):

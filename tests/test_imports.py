@@ -23,7 +23,7 @@ FLOORS = [
     ("network", "initializers layers blocks unet loss own_code bridge __init__"),
     ("", "gradcheck summary"),
     ("data", "slices images lgg normalize phantom splits manifest verify augment batches __init__"),
-    ("training", "metrics optim divergence step config presets checkpoint evaluation loop __init__"),
+    ("training", "metrics optim divergence step config presets checkpoint tiles evaluation loop __init__"),
     ("engines", "memory selfcheck"),
     ("engines.cpu", "winograd member team buffers chunks rows tiles taps adamw plan norm bands work"),
     ("engines.cpu", "convolution channels resample filters head loss preparation program engine choice __init__"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 #: The streams of numbers that one seed feeds. Dropout layer ``k`` of a network uses ``DROPOUT + k``.
-INITIALIZE, SAMPLE, AUGMENT, PHANTOM, BOOTSTRAP, NOISE, DROPOUT = 0, 1, 2, 3, 4, 5, 16
+INITIALIZE, SAMPLE, AUGMENT, PHANTOM, BOOTSTRAP, NOISE, CROP, DROPOUT = 0, 1, 2, 3, 4, 5, 6, 16
 
 
 class Key(NamedTuple):

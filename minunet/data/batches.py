@@ -67,6 +67,7 @@ def prepare_batch(
     indices: np.ndarray,
     device: Device,
     *,
+    crop: int | None = None,
     augmentation: Augmentation | None = None,
     move_masks: bool = True,
     key: rng.Key | None = None,
@@ -74,11 +75,12 @@ def prepare_batch(
 ) -> Batch:
     """The slices at ``indices``, on ``device``, normalised by the ``statistics`` of their patients, augmented if asked.
 
-    ``statistics`` has one row a patient of ``slices``. An augmentation needs the key of the step; ``passes`` are those
-    of the engine that the batch is for.
+    ``statistics`` has one row a patient of ``slices``. With ``crop`` the batch has a square of each slice, see
+    :func:`cropped`. A crop and an augmentation need the key of the step; ``passes`` are those of the engine that the
+    batch is for.
     """
-    if augmentation is not None and key is None:
-        raise ValueError("key must be given with an augmentation: it names the draw")
+    if (augmentation is not None or crop is not None) and key is None:
+        raise ValueError("key must be given with a crop or an augmentation: it names the draw")
     patients = slices.patient_indices()
     # A GPU takes the batch at once. On a CPU it goes image by image: what is made on the way then fits into the cache,
     # and into memory that has just been given back, instead of megabytes that the system has to clear each time.
@@ -86,15 +88,44 @@ def prepare_batch(
     parts = []
     for start in range(0, len(indices), together):
         part = indices[start : start + together]
-        x = apply(to_device(slices.images[part], device), statistics.take(patients[part]))
-        target = to_device(slices.masks[part], device).astype("float32")
-        if augmentation is not None and key is not None:
-            part_key = key._replace(image=key.image + start)
+        part_key = None if key is None else key._replace(image=key.image + start)
+        images, masks = cropped(slices, part, crop, part_key)
+        x = apply(to_device(images, device), statistics.take(patients[part]))
+        target = to_device(masks, device).astype("float32")
+        if augmentation is not None and part_key is not None:
             x, target = augment(x, target, augmentation, part_key, move_masks=move_masks, passes=passes)
         parts.append((x, target))
     if len(parts) > 1:
         x, target = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Batch(x, target, tuple(slices.files[i] for i in indices))
+
+
+def cropped(
+    slices: SliceSet, indices: np.ndarray, crop: int | None, key: rng.Key | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks of the slices at ``indices``; with ``crop`` a square of so many pixels of each.
+
+    ``key`` draws where: every place in the image is as likely as any other. An image that is smaller is padded at the
+    bottom and right, by repeating the edge; its mask by 0.
+    """
+    if crop is None or key is None:
+        return slices.images[indices], slices.masks[indices]
+    images = np.empty((len(indices), crop, crop, slices.images.shape[3]), slices.images.dtype)
+    masks = np.zeros((len(indices), crop, crop, 1), np.uint8)
+    for n, index in enumerate(indices.tolist()):
+        whole = slices.extent(index)
+        draw = rng.generator(key._replace(stream=rng.CROP, image=key.image + n))
+        starts = [int(draw.integers(0, max(axis.stop - crop, 0), endpoint=True)) for axis in whole]
+        rows, columns = (slice(at, min(at + crop, axis.stop)) for at, axis in zip(starts, whole, strict=True))
+        images[n] = padded(slices.images[index, rows, columns], crop, crop)
+        masks[n, : rows.stop - rows.start, : columns.stop - columns.start] = slices.masks[index, rows, columns]
+    return images, masks
+
+
+def padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``image`` (H, W, C) at that height and width, its last row and column repeated where it ends before."""
+    missing = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
+    return np.pad(image, missing, mode="edge") if any(map(any, missing)) else image
 
 
 def prefetch(

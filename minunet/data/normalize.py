@@ -10,7 +10,7 @@ Both are one formula, ``(clip(x, low, high) - mean) / std``, with four numbers a
 patient, on the CPU (``Normalization.statistics``), and used on whichever device the batch is (``apply``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -78,38 +78,45 @@ class Normalization:
         """One row a patient, in the order of ``slices.patient_names()``."""
         patient = slices.patient_indices()
         volumes = [
-            self.volume_statistics([slices.images[i][slices.extent(i)] for i in np.flatnonzero(patient == p).tolist()])
+            self.volume_statistics(slices.images[i][slices.extent(i)] for i in np.flatnonzero(patient == p).tolist())
             for p in range(len(slices.patient_names()))
         ]
         return VolumeStatistics(*(np.concatenate(rows) for rows in zip(*volumes, strict=True)))
 
-    def volume_statistics(self, images: Sequence[np.ndarray]) -> VolumeStatistics:
+    def volume_statistics(self, images: Iterable[np.ndarray]) -> VolumeStatistics:
         """The statistics of ``images``, uint8 or uint16 (H, W, C) each, taken as one volume: one row.
 
-        This is also the way to predict loose images: those that are predicted together count as one volume.
+        Each is looked at once, so that they need not be in memory together. This is also the way to predict loose
+        images: those that are predicted together count as one volume.
 
-        Raises ValueError if there is no pixel, or the dtype is another or not that of all.
+        Raises ValueError if there is no pixel, or the dtype or C is another or not that of all.
         """
-        kinds = {(image.dtype, image.shape[2:]) for image in images}
-        if len(kinds) != 1 or any(image.ndim != 3 or image.size == 0 for image in images):
-            found = sorted({f"{image.dtype} {image.shape}" for image in images})
-            raise ValueError(f"images must be (H, W, C), of one dtype and one C, got {', '.join(found) or 'none'}")
-        if images[0].dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"images must be uint8 or uint16, got {images[0].dtype}")
-        channels, largest = images[0].shape[2], np.iinfo(images[0].dtype).max
+        counts: np.ndarray | None = None  # (C, grey values)
+        for image in images:
+            if image.ndim != 3 or image.size == 0 or image.dtype not in (np.uint8, np.uint16):
+                raise ValueError(f"images must be uint8 or uint16 (H, W, C), none 0, got {image.dtype} {image.shape}")
+            shape = image.shape[2], np.iinfo(image.dtype).max + 1
+            counts = np.zeros(shape, np.int64) if counts is None else counts
+            if counts.shape != shape:
+                raise ValueError(
+                    f"images must be of one dtype and one C, got {image.dtype} and C = {image.shape[2]}, too"
+                )
+            for channel in range(len(counts)):
+                counts[channel] += _histogram(image[..., channel], shape[1])
+        if counts is None:
+            raise ValueError("images must be at least one, got none")
         if self.kind == "scale":
-            row = np.ones((1, channels))
+            row, largest = np.ones((1, len(counts))), counts.shape[1] - 1
             return VolumeStatistics(low=0 * row, high=largest * row, mean=0 * row, std=largest * row)
-        moments = [
-            _clipped_moments(_histogram([image[..., c] for image in images], largest + 1), self.percentiles)
-            for c in range(channels)
-        ]
-        return VolumeStatistics(*np.array(moments).T[:, None, :])
+        moments = np.array([_clipped_moments(of_channel, self.percentiles) for of_channel in counts])
+        return VolumeStatistics(*moments.T[:, None, :])
 
 
-def _histogram(images: Sequence[np.ndarray], values: int) -> np.ndarray:
-    """How often each grey value occurs, image by image, so that the copy that bincount makes stays small."""
-    return sum(np.bincount(image.ravel(), minlength=values) for image in images)  # type: ignore[return-value]
+def _histogram(pixels: np.ndarray, values: int) -> np.ndarray:
+    """How often each grey value occurs: in bands of rows, so that the copy that bincount makes stays small."""
+    rows = max(1, 2**20 // pixels.shape[1])
+    bands = (pixels[start : start + rows] for start in range(0, len(pixels), rows))
+    return sum(np.bincount(band.ravel(), minlength=values) for band in bands)  # type: ignore[return-value]
 
 
 def _clipped_moments(counts: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:

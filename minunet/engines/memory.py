@@ -40,6 +40,23 @@ def prediction_bytes(net: UNet, size: Size, batch: int) -> int:
     return _weights(net) + 77 * _activations(net, size, batch) // 100
 
 
+#: What the prediction for one tile of a large image may take, in bytes.
+WINDOW_BYTES = 3 * 2**28
+
+
+def window_side(net: UNet) -> int:
+    """The side in pixels of the largest square that ``net`` predicts within WINDOW_BYTES, a multiple of 2^depth.
+
+    The same on every machine, and so are the tiles.
+
+    >>> window_side(UNet(widths=(16, 32, 64, 128, 256), up_kernel=2, head_kernel=1, conv_bias=False))
+    688
+    """
+    period = 2**net.depth
+    periods = math.isqrt((WINDOW_BYTES - _weights(net)) // (prediction_bytes(net, period, 1) - _weights(net)))
+    return max(1, periods) * period
+
+
 def _weights(net: UNet) -> int:
     return sum(array.nbytes for array in net.parameters().values())
 

@@ -123,7 +123,7 @@ class _Sample:
         shape, config = (images, *image_size), net.config
         self.x = self._to(self.draw.standard_normal((*shape, config["in_channels"])))
         self.target = self._to(self.draw.random((*shape, config["out_channels"])) < 0.3)
-        pixels = self.draw.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        pixels = self.draw.integers(0, 256, (*shape, config["in_channels"]), dtype=np.uint8)
         masks = (self.draw.random((*shape, 1)) < 0.3).astype(np.uint8)
         numbers = tuple(range(images))
         self.slices = SliceSet(pixels, masks, tuple(map(str, numbers)), numbers, ("",) * images)

@@ -3,17 +3,17 @@
 A network has learned from images prepared in one way, and a prediction is only as good as it is prepared in the same
 way. So the preparation is read from the checkpoint, never guessed:
 
-1. Each image is resized to the square that the network was trained on, by the very function that read the training
-   data (``data.images.resize_image``). The ratio of the sides is not kept, as it was not in training; slices of
-   LGG-MRI are square.
+1. A network that was trained on resized images gets resized ones: each is brought to the square that the network was
+   trained on, by the very function that read the training data (``data.images.resize_image``). A network that was
+   trained on crops sees each image at its own size, in tiles that fit into memory (``training.tiles``).
 2. The grey values are normalised with the statistics of their volume. The images of one folder are taken to be one
    volume. An image alone is a volume of one slice, and its statistics differ from those of the patient's whole
    volume, most of all in a slice near the crown: give the whole folder where you can.
-3. The probabilities are resized back to the image's own size, bilinearly, and compared with the threshold only
-   there, so that the outline is smooth at any size.
+3. The probabilities of resized images are resized back to the image's own size, bilinearly, and compared with the
+   threshold only there, so that the outline is smooth at any size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,31 +26,39 @@ from minunet import engines
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import read_image, shown
-from minunet.data.normalize import Normalization
+from minunet.data.images import read_image, resize_image, shown
+from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.training.checkpoint import Weights, load_net
-from minunet.training.evaluation import predict_slices
+from minunet.training.evaluation import predict_slices, predict_tiles
 from minunet.training.step import Engine
+from minunet.training.tiles import tiles
 
 #: Images that are predicted at a time.
 BATCH = 16
 
 
-@dataclass(frozen=True)
+#: Where a tile is in its image (rows and columns), and its probabilities, float32 (h, w, K).
+Tiles = Iterable[tuple[tuple[slice, slice], np.ndarray]]
+
+
+@dataclass
 class Predictor:
     """A trained network with the preparation of images that it was trained with. A ``with`` block closes its engine."""
 
     net: UNet
     normalization: Normalization
-    image_size: int  # pixels: the side of the square that every image is resized to
+    image_size: int | None  # pixels: the side of the square that every image is resized to; None: it is not resized
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
-    engine: Engine | None = None  # None: the plain path
+    #: Builds an engine for so many images of a size (height, width) at a time.
+    make_engine: Callable[[int, tuple[int, int]], Engine]
     batch: int = BATCH  # images at a time
+    engine: Engine | None = None  # the one that was built last
+    window: tuple[int, int] | None = None  # the size that it was built for
 
     @classmethod
     def load(
@@ -73,18 +81,18 @@ class Predictor:
         which not even one image fits into memory.
         """
         net, metadata = load_net(checkpoint, weights, network=network)
-        if net.config["in_channels"] != 3:
-            raise UserError(
-                f"{shown(checkpoint)}: its network takes {net.config['in_channels']} channels, "
-                "give a checkpoint of a network for RGB images"
-            )
         normalization, image_size, flip_average = _preprocessing(checkpoint, metadata, 2**net.depth)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
-        size = image_size, image_size
-        batch = min(max_batch, BATCH, _batch_that_fits(checkpoint, net, size))
-        built = engines.build(net, SegmentationLoss(), batch, size, device, engine, precision, training=False)
-        built.freeze()
-        return cls(net, normalization, image_size, flip_average, built, batch)
+        side = image_size or memory.window_side(net)
+        batch = min(max_batch if image_size else 1, BATCH, _batch_that_fits(checkpoint, net, (side, side)))
+
+        def make_engine(images: int, size: tuple[int, int]) -> Engine:
+            return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
+
+        predictor = cls(net, normalization, image_size, flip_average, make_engine, batch)
+        if image_size is not None:
+            predictor._engine_for((image_size, image_size)).freeze()
+        return predictor
 
     def __enter__(self) -> Self:
         return self
@@ -95,18 +103,70 @@ class Predictor:
         if self.engine is not None:
             self.engine.close()
 
+    def _engine_for(self, window: tuple[int, int]) -> Engine:
+        """The engine for images of that size: the one there is, if it is for them."""
+        if self.engine is None or self.window != window:
+            if self.engine is not None:
+                self.engine.close()
+            self.engine, self.window = self.make_engine(self.batch, window), window
+        return self.engine
+
+    def prepare(self, files: Sequence[Path]) -> np.ndarray | VolumeStatistics:
+        """What :meth:`volume` needs of the images of one volume: all that can be wrong with a file is found here.
+
+        Raises UserError for a file that is no image, or has other channels than the network.
+        """
+        if self.image_size is None:
+            return self.normalization.volume_statistics(map(self._image, files))
+        return self.read(files)
+
+    def volume(
+        self, files: Sequence[Path], prepared: np.ndarray | VolumeStatistics
+    ) -> Iterator[tuple[Path, np.ndarray, Tiles]]:
+        """Each image of a volume: its file, the image as it is, and the probabilities at its size, tile by tile.
+
+        ``prepared`` is what :meth:`prepare` has made of these files.
+        """
+        if isinstance(prepared, np.ndarray):
+            for file, p in zip(files, self.probabilities(prepared), strict=True):
+                image = read_image(file)
+                yield file, image, [((slice(None), slice(None)), resize_probabilities(p, *image.shape[:2]))]
+        else:
+            for file in files:
+                image = self._image(file)
+                yield file, image, self._tiles(image, prepared)
+
+    def _tiles(self, image: np.ndarray, statistics: VolumeStatistics) -> Tiles:
+        side, (height, width, _) = memory.window_side(self.net), image.shape
+        rows, columns = next(tiles(self.net, height, width, side))
+        engine = self._engine_for((rows.stop, columns.stop))
+        return predict_tiles(self.net, image, statistics, side, flip_average=self.flip_average, engine=engine)
+
+    def _image(self, file: Path) -> np.ndarray:
+        image, channels = read_image(file), self.net.config["in_channels"]
+        if image.shape[2] != channels:
+            raise UserError(
+                f"{shown(file)}: {image.shape[2]} channels, but the network was trained on images of {channels}; "
+                "give images like those of its training"
+            )
+        return image
+
     def read(self, files: Sequence[Path]) -> np.ndarray:
-        """The images of one volume at the network's size: uint8 (S, size, size, 3).
+        """The images of one volume at the network's size: (S, size, size, C).
 
         Raises UserError for a file that is no image.
         """
-        images = np.empty((len(files), self.image_size, self.image_size, 3), np.uint8)
+        assert self.image_size is not None
+        images: np.ndarray | None = None
         for place, file in enumerate(files):  # and not a list first: a large volume is in memory once
-            images[place] = read_image(file, self.image_size)
+            image = resize_image(self._image(file), self.image_size)
+            images = np.empty((len(files), *image.shape), image.dtype) if images is None else images
+            images[place] = image
+        assert images is not None
         return images
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """The probabilities, float32 (S, H, W, K), for ``images``, uint8 (S, H, W, 3), which are one volume."""
+        """The probabilities, float32 (S, H, W, K), for ``images`` (S, H, W, C), which are one volume."""
         return predict_slices(
             self.net,
             SliceSet.unlabelled(images),
@@ -133,17 +193,17 @@ def _batch_that_fits(checkpoint: str | PathLike, net: UNet, size: tuple[int, int
 
 def _preprocessing(
     checkpoint: str | PathLike, metadata: dict[str, Any], multiple: int
-) -> tuple[Normalization, int, bool]:
-    """Normalisation, image size (a ``multiple``) and flip average from a checkpoint's metadata["preprocessing"]."""
+) -> tuple[Normalization, int | None, bool]:
+    """Normalisation, image size (a ``multiple``, or None) and flip average from metadata["preprocessing"]."""
     found = metadata.get("preprocessing")
     try:
         # An entry that this code does not know would be a step of the preparation that it leaves out.
         if not isinstance(found, dict) or set(found) != {"normalization", "image_size", "flip_average"}:
             raise ValueError("must have normalization, image_size and flip_average, and no more")
         size = found["image_size"]
-        if type(size) is not int or not 1 <= size <= 8192:
+        if size is not None and (type(size) is not int or not 1 <= size <= 8192):
             raise ValueError(f"image_size must be a whole number from 1 to 8192, got {size!r}")
-        if size % multiple:
+        if size is not None and size % multiple:
             raise ValueError(f"image_size must be a multiple of {multiple} for a network of this depth, got {size}")
         if type(found["flip_average"]) is not bool:
             raise ValueError(f"flip_average must be true or false, got {found['flip_average']!r}")

@@ -25,6 +25,7 @@ class TrainingConfig:
     batch_size: int = 16
     images_per_epoch: int | None = None  # None: as many as there are training slices
     sampling: Sampling = "shuffle"  # see minunet.data.batches.epoch_order
+    crop: int | None = None  # pixels: train on a square of this side from each image; None: on the whole image
     augmentation: Augmentation = field(default_factory=Augmentation)
     augment_masks: bool = True  # False repeats a flaw of the reference system
     loss: SegmentationLoss = field(default_factory=SegmentationLoss)
@@ -41,7 +42,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "images_per_epoch", "patience"):
+        for name in ("epochs", "batch_size", "images_per_epoch", "crop", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -63,7 +64,10 @@ class TrainingConfig:
         if type(self.loss) is not SegmentationLoss:
             plain = {name: value for name, value in loss.items() if isinstance(value, int | float | str | None)}
             loss = {"class": class_name(type(self.loss)), **plain}
-        return {**asdict(self), "loss": loss}
+        settings = {**asdict(self), "loss": loss}
+        if self.crop is None:  # as in the files of runs from before there were crops
+            del settings["crop"]
+        return settings
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step``, from 0."""

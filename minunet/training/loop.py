@@ -139,6 +139,8 @@ def fit(
     metadata: Mapping[str, Any] | None = None,
     hooks: Hooks = Hooks(),
     progress_bar: bool = True,
+    judge: Engine | None = None,
+    side: int | None = None,
 ) -> Progress:
     """Train the network of ``engine`` on ``data.train``, and choose the best epoch on ``data.validation``.
 
@@ -150,6 +152,9 @@ def fit(
     a disk without room for it is found then. ``metadata`` is stored in the checkpoints: how the images were prepared,
     so that a prediction can do the same.
 
+    With ``config.crop`` the network learns from squares of the images and is judged on whole ones, in tiles of about
+    ``side`` pixels (None: whole images at once), by the engine ``judge``, which was built for them (None: ``engine``).
+
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted or moved in
     the meantime, UserError if there is nothing to resume, it belongs to another run, or :func:`check_batches` refuses,
@@ -160,7 +165,9 @@ def fit(
     check_batches(engine.net, data.train, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(engine, data, config, folder, dict(metadata or {}))
+    if config.crop is not None:
+        side = side or max(data.train.images.shape[1:3])
+    run = _Run(engine, data, config, folder, dict(metadata or {}), judge or engine, side)
     if resume:
         run.resume()
     else:
@@ -186,7 +193,7 @@ def check_batches(net: UNet, train: SliceSet, config: TrainingConfig) -> None:
     Only an image that the bottleneck sees as a single pixel can be too few, when it is alone in its batch: as all
     are with a batch size of 1, and the last one where the batch size does not divide the number of images.
     """
-    height, width = train.images.shape[1:3]
+    height, width = train.images.shape[1:3] if config.crop is None else (config.crop, config.crop)
     last = (config.images_per_epoch or len(train)) % config.batch_size or config.batch_size
     if last == 1 and (height, width) == (2**net.depth, 2**net.depth):
         raise UserError(
@@ -199,9 +206,17 @@ class _Run:
     """The state of one call of :func:`fit`, and its parts."""
 
     def __init__(
-        self, engine: Engine, data: TrainingData, config: TrainingConfig, folder: Path, metadata: dict[str, Any]
+        self,
+        engine: Engine,
+        data: TrainingData,
+        config: TrainingConfig,
+        folder: Path,
+        metadata: dict[str, Any],
+        judge: Engine,
+        side: int | None,
     ) -> None:
         self.engine, self.net = engine, engine.net
+        self.judge, self.side = judge, side
         self.config, self.folder = config, folder
         parameters = self.net.parameters()
         no_decay = () if config.decay_norms_and_biases else norms_and_biases(parameters)
@@ -264,6 +279,7 @@ class _Run:
                 self.train,
                 self.train_statistics,
                 chunks[step],
+                crop=config.crop,
                 augmentation=config.augmentation,
                 move_masks=config.augment_masks,
                 key=self._key(step),
@@ -389,7 +405,9 @@ class _Run:
         self, net: UNet, slices: SliceSet, statistics: VolumeStatistics, places: np.ndarray | None = None
     ) -> Evaluation:
         batch_size, loss = self.config.batch_size, self.config.loss
-        return evaluate(net, slices, statistics, loss, places=places, batch_size=batch_size, engine=self.engine)
+        return evaluate(
+            net, slices, statistics, loss, places=places, batch_size=batch_size, engine=self.judge, side=self.side
+        )
 
     def _key(self, step: int) -> rng.Key:
         return rng.Key(self.config.seed, epoch=self.progress.epoch, step=step)

@@ -539,6 +539,7 @@ def evaluate_masks(
     *,
     slice_step: float = 1.0,
     reference_smooth: float = 100 / 3,
+    extents: Array | None = None,
     key: Key = BOOTSTRAP_KEY,
 ) -> Scores:
     """Scores predictions in every scope.
@@ -546,7 +547,9 @@ def evaluate_masks(
     probabilities: (S, H, W, 1), floating, in [0, 1]. targets: (S, H, W, 1), 0 and 1. patients: S names; the slices of
     one patient, in the order in which they stand, are its volume, so they must ascend, and a slice that is not there
     (a split by slice) closes up. A pixel is predicted as tumour where its probability is *above* ``threshold``.
-    reference_smooth: of the soft metrics, for one channel (:func:`soft_dice` says why 100 / 3). key: of the bootstrap.
+    reference_smooth: of the soft metrics, for one channel (:func:`soft_dice` says why 100 / 3). extents: (S, 2), the
+    height and width of each image, at the top left, if the rest is padding, where both arrays are 0. key: of the
+    bootstrap.
 
     Raises ValueError if shapes, values or arguments break the rules above, before anything is computed.
     """
@@ -563,6 +566,8 @@ def evaluate_masks(
     actual = _as_binary("targets", targets)
     predicted = probabilities > threshold
     slices = count(predicted, actual, axis=(1, 2, 3))
+    padding = np.zeros(len(targets), int) if extents is None else targets[0].size - np.prod(extents, axis=1)
+    slices = slices._replace(tn=slices.tn - padding)
     return Scores(
         slices=len(targets),
         tumour_slices=int((slices.tp + slices.fn > 0).sum()),
@@ -574,7 +579,7 @@ def evaluate_masks(
         pooled=_pooled(pooled_counts(slices)),
         per_slice=_per_slice(slices),
         per_patient=_per_patient(predicted[..., 0], actual[..., 0], slices, patients, slice_step, key),
-        reference=_reference(probabilities, actual, reference_smooth),
+        reference=_reference(probabilities, actual, int(padding.sum()), reference_smooth),
     )
 
 
@@ -622,8 +627,9 @@ def _summary(values: np.ndarray, key: Key) -> Summary:
     return Summary(len(values), float(np.mean(values)), mean_interval, float(np.median(values)), median_interval)
 
 
-def _reference(probabilities: np.ndarray, actual: np.ndarray, smooth: float) -> Reference:
+def _reference(probabilities: np.ndarray, actual: np.ndarray, padding: int, smooth: float) -> Reference:
     at_half = count(probabilities > 0.5, actual)
+    at_half = at_half._replace(tn=at_half.tn - padding)
     return Reference(
         soft_dice_pooled=soft_dice(probabilities, actual, smooth),
         soft_iou_pooled=soft_iou(probabilities, actual, smooth),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minunet.base.rng import Key
 from minunet.data.augment import PRESETS, augment
-from minunet.data.batches import epoch_order, prefetch, prepare_batch
+from minunet.data.batches import cropped, epoch_order, prefetch, prepare_batch
 from minunet.data.normalize import Normalization, apply
 from minunet.data.slices import SliceSet
 
@@ -88,6 +88,75 @@ def test_a_batch_is_augmented_by_the_key_of_its_step():
     np.testing.assert_array_equal(batch.target, target)
     with pytest.raises(ValueError, match="key"):
         prepare_batch(SLICES, statistics, indices, "cpu", augmentation=PRESETS["mild"])
+
+
+# --- Crops ----------------------------------------------------------------------------------------------------------
+
+
+def numbered(sizes, height, width):
+    """Slices of these sizes in arrays of height x width, each pixel with its own number; the padding is 255."""
+    images, masks = (
+        np.full((len(sizes), height, width, 1), 255, np.uint8),
+        np.zeros((len(sizes), height, width, 1), "u1"),
+    )
+    for n, (rows, columns) in enumerate(sizes):
+        images[n, :rows, :columns, 0] = np.arange(rows * columns).reshape(rows, columns)
+        masks[n, :rows, :columns] = images[n, :rows, :columns] % 2
+    names = tuple(map(str, range(len(sizes))))
+    return SliceSet(images, masks, names, tuple(range(len(sizes))), names, extents=np.array(sizes))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    crop=st.integers(1, 10),
+    step=st.integers(0, 99),
+)
+def test_a_crop_is_a_square_of_the_image_and_of_its_mask(sizes, crop, step):
+    slices, indices = numbered(sizes, 9, 9), np.arange(len(sizes))[::-1]
+    images, masks = cropped(slices, indices, crop, Key(3, step=step))
+    assert images.shape == masks.shape == (len(sizes), crop, crop, 1)
+    for image, mask, index in zip(images[..., 0].astype(int), masks[..., 0], indices, strict=True):
+        height, width = sizes[index]
+        rows, columns = min(crop, height), min(crop, width)
+        inside = image[:rows, :columns]
+        top, left = divmod(inside[0, 0], width)
+        assert top + rows <= height
+        assert left + columns <= width
+        assert np.array_equal(inside, np.arange(height * width).reshape(height, width)[top:, left:][:rows, :columns])
+        assert np.array_equal(mask[:rows, :columns], inside % 2)
+        assert not mask[rows:].any()
+        assert not mask[:, columns:].any()
+        assert np.array_equal(image, np.pad(inside, ((0, crop - rows), (0, crop - columns)), mode="edge"))
+
+
+def test_crops_are_drawn_evenly_and_by_the_key_of_the_step():
+    slices = numbered([(4, 3)], 4, 3)
+
+    def corner(step, image=0):
+        return int(cropped(slices, np.array([0]), 2, Key(0, step=step, image=image))[0][0, 0, 0, 0])
+
+    corners = [corner(step) for step in range(3000)]
+    assert [corner(step) for step in range(50)] == corners[:50]
+    assert [corner(step, image=1) for step in range(50)] != corners[:50]
+    found = np.bincount(corners, minlength=12)
+    assert np.flatnonzero(found).tolist() == [0, 1, 3, 4, 6, 7]
+    assert (np.abs(found[found > 0] - 500) < 5 * np.sqrt(500)).all()
+
+
+def test_a_batch_of_crops_is_normalised_by_the_whole_and_augmented_as_a_crop():
+    slices, key = make_slices([[10] * 3, [20] * 2], size=16), Key(0, epoch=1, step=2)
+    statistics, indices = Normalization().statistics(slices), np.array([4, 0, 2])
+    batch = prepare_batch(slices, statistics, indices, "cpu", crop=8, augmentation=PRESETS["strong"], key=key)
+    images, masks = cropped(slices, indices, 8, key)
+    x = apply(images, statistics.take(slices.patient_indices()[indices]))
+    x, target = augment(x, masks.astype("float32"), PRESETS["strong"], key)
+    np.testing.assert_array_equal(batch.x, x)
+    np.testing.assert_array_equal(batch.target, target)
+    with pytest.raises(ValueError, match="^key must be given with a crop"):
+        prepare_batch(slices, statistics, indices, "cpu", crop=8)
+
+
+# --- The thread that works ahead ------------------------------------------------------------------------------------
 
 
 @given(count=st.integers(0, 10), ahead=st.integers(0, 4))

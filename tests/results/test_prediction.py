@@ -223,7 +223,7 @@ def files(tmp_path, checkpoint):
         (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
         (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
         (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
-        (("grey.npz", "good.png"), "grey.npz: its network takes 1 channels"),
+        (("grey.npz", "good.png"), "good.png: 3 channels, but the network was trained on images of 1"),
         (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),
         (("trained.npz", "good.png", "none.png"), "none.png: no such file or folder"),
         (("trained.npz", "good.png", "empty"), "empty: no image found"),

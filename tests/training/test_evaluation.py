@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minunet.data.normalize import apply
+from minunet.data.slices import SliceSet
 from minunet.network.loss import SegmentationLoss
 from minunet.training.evaluation import evaluate, predict_slices
 from tests.training.cases import NORMALIZATION, tiny_net
@@ -41,3 +43,69 @@ def test_an_evaluation_of_some_patients_is_that_of_their_subset(slices):
     assert 0 < len(part) < len(train)
     found = evaluate(net, train, NORMALIZATION.statistics(train), loss, places=places, batch_size=3)
     assert found == evaluate(net, part, NORMALIZATION.statistics(part), loss, batch_size=3)
+
+
+# --- Whole images of any size, in tiles -----------------------------------------------------------------------------
+
+
+def of_sizes(sizes, seed=0):
+    """One patient's slices of these sizes, in arrays as large as the largest."""
+    draw = np.random.default_rng(seed)
+    height, width = np.max(sizes, axis=0)
+    images = draw.integers(0, 256, (len(sizes), height, width, 3), dtype=np.uint8)
+    masks = np.zeros((len(sizes), height, width, 1), np.uint8)
+    for n, (rows, columns) in enumerate(sizes):
+        masks[n, :rows, :columns] = draw.random((rows, columns, 1)) < 0.3
+    names = tuple(map(str, range(len(sizes))))
+    return SliceSet(images, masks, ("p",) * len(sizes), tuple(range(len(sizes))), names, extents=np.array(sizes))
+
+
+SIZES = [(40, 33), (17, 50), (8, 7), (50, 50)]
+
+
+@pytest.mark.parametrize("side", [1, 24, 1000])
+def test_each_image_is_predicted_alone_and_whole_at_its_own_size(side):
+    slices, net = of_sizes(SIZES), tiny_net(dtype="float32")
+    statistics = NORMALIZATION.statistics(slices)
+    found = predict_slices(net, slices, NORMALIZATION, side=side)
+    for n, (height, width) in enumerate(SIZES):
+        x = apply(slices.images[n : n + 1, :height, :width], statistics)
+        assert np.abs(found[n, :height, :width] - net.predict(x)[0]).max() <= 1e-6
+        assert not found[n, height:].any()
+        assert not found[n, :, width:].any()
+
+
+def test_an_image_and_its_mirror_image_in_tiles():
+    """Mirrored about the middle of the image with its padding: that is where its pooling windows end."""
+    slices, net = of_sizes([(40, 32)]), tiny_net(dtype="float32")
+    mirrored = replace(slices, images=slices.images[:, :, ::-1].copy())
+    plain, other = (predict_slices(net, s, NORMALIZATION) for s in (slices, mirrored))
+    both = predict_slices(net, slices, NORMALIZATION, flip_average=True, side=20)
+    np.testing.assert_allclose(both, (plain + other[:, :, ::-1]) / 2, atol=1e-6)
+
+
+def test_an_evaluation_in_tiles_is_that_of_the_whole_images():
+    slices, net, loss = of_sizes(SIZES), tiny_net(dtype="float32"), SegmentationLoss()
+    statistics = NORMALIZATION.statistics(slices)
+    found = evaluate(net, slices, statistics, loss, side=20)
+    losses, tp, positive = [], 0, 0
+    for n, (height, width) in enumerate(SIZES):
+        target = slices.masks[n : n + 1, :height, :width].astype("float32")
+        logits, _ = net.forward(net.pad(apply(slices.images[n : n + 1, :height, :width], statistics)), training=False)
+        logits = logits[:, :height, :width]
+        losses.append(float(loss.forward(logits, target)[0]))
+        tp += np.sum((logits > 0) & (target > 0))
+        positive += np.sum(logits > 0) + np.sum(target > 0)
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found.dice == pytest.approx(2 * tp / positive, rel=1e-12)
+
+
+def test_what_is_found_in_the_padding_does_not_count():
+    """Of images that lie in larger arrays, also where whole arrays are predicted."""
+    slices, net, loss = of_sizes([(8, 16), (16, 4)]), tiny_net(dtype="float32"), SegmentationLoss()
+    net.head.bias[...] = 100.0  # all is foreground
+    net.head.weight[...] = 0.0
+    found = predict_slices(net, slices, NORMALIZATION)
+    assert found.sum() == 8 * 16 + 16 * 4
+    dice = 2 * slices.masks.sum() / (slices.masks.sum() + 8 * 16 + 16 * 4)
+    assert evaluate(net, slices, NORMALIZATION.statistics(slices), loss).dice == pytest.approx(dice, rel=1e-12)

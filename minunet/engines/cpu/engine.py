@@ -23,7 +23,7 @@ import numpy as np
 
 from minunet.base import rng
 from minunet.base.backend import Array
-from minunet.data.batches import Batch
+from minunet.data.batches import Batch, cropped
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
@@ -100,11 +100,13 @@ class CpuEngine(Engine):
     ) -> Batch:
         """As the plain path. The batch is overwritten by the next call."""
         prepared, count = self._program.preparation, len(indices)
-        augmentation, key = options.get("augmentation"), options.get("key")
-        fits = 1 <= count <= self.max_batch and slices.images.shape[1:3] == self.image_size
-        if not fits or (augmentation is not None and key is None):
+        augmentation, crop, key = (options.get(name) for name in ("augmentation", "crop", "key"))
+        keyless = key is None and (augmentation is not None or crop is not None)
+        images, masks = cropped(slices, indices, crop, key)
+        room = prepared.slices.images
+        if keyless or not 1 <= count <= len(room) or (images.shape[1:], images.dtype) != (room.shape[1:], room.dtype):
             return super().prepare_batch(slices, statistics, indices, **options)  # which knows what to refuse
-        prepared.slices.images[:count], prepared.slices.masks[:count] = slices.images[indices], slices.masks[indices]
+        room[:count], prepared.slices.masks[:count] = images, masks
         of_images = [values.tolist() for values in statistics.take(slices.patient_indices()[indices])]
         drawn = None if augmentation is None else asdict(augmentation)
         self._team.run(["prepare", of_images, drawn, options.get("move_masks", True), key])

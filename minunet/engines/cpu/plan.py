@@ -359,9 +359,9 @@ class Plan:
                 self.permanent[unit.flipped] = self.permanent[unit.filters]._replace(shape=unit.flipped.shape)
         for up in self.ups:
             place(up.taps)
-        # The batch that is prepared, from slices, which have three channels. It lasts until the next one.
-        pixels = (self.max_batch, self.height, self.width)
-        kinds = ((3, np.uint8), (1, np.uint8), (3, np.float32), (1, np.float32))
+        # The batch that is prepared, from slices. It lasts until the next one.
+        pixels, of_image = (self.max_batch, self.height, self.width), self.in_channels
+        kinds = ((of_image, np.uint8), (1, np.uint8), (of_image, np.float32), (1, np.float32))
         self.batch = [place(Buffer((*pixels, channels), np.dtype(of))) for channels, of in kinds]
         self.loss_sums = place(Buffer((self.processes, self.max_batch, 4), np.dtype(np.float64)))
         # Of the optimiser. Memory that nobody touches, as in a prediction, is never given.
