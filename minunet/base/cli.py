@@ -24,7 +24,9 @@ and leaves with one of these exit codes:
 1     a bug: the traceback is printed
 2     something that the user or the machine's owner can put right: one line, ``error: ...``
 3     training diverged (NaN or infinity): one line
+129   SIGHUP (the terminal was closed), after the state was saved
 130   Ctrl-C, after the state was saved
+138   SIGUSR1 (a job scheduler's warning), after the state was saved; 158 on macOS, where it has another number
 141   whoever read the output has closed it (``| head``): nothing is printed
 143   SIGTERM, after the state was saved
 ====  ==========================================================================================
@@ -35,7 +37,6 @@ and leaves with one of these exit codes:
 import argparse
 import contextlib
 import math
-import os
 import reprlib
 import signal
 import sys
@@ -45,7 +46,7 @@ from typing import Any, NoReturn, get_args
 
 from minunet.base.backend import Device, DeviceChoice, resolve_device
 from minunet.base.errors import Diverged, UserError
-from minunet.base.signals import BY_SIGNAL, Terminated, handlers, raise_terminated
+from minunet.base.signals import BY_SIGNAL, ENDING, Terminated, handlers, raise_terminated, silence
 
 DONE, BUG, USER_ERROR, DIVERGED = 0, 1, 2, 3
 _SIGPIPE = 13  # a name that the signal module lacks on Windows
@@ -63,7 +64,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            with handlers(raise_terminated, signal.SIGTERM):
+            with handlers(raise_terminated, *(number for number in ENDING if number != signal.SIGINT)):
                 main(arguments)
         finally:
             _flush_output()  # here, where a closed pipe is still caught
@@ -72,8 +73,8 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
         if not isinstance(error.code, int):
             raise
         return error.code
-    except Terminated:
-        return _say("stopped by SIGTERM", BY_SIGNAL + signal.SIGTERM, debug)
+    except Terminated as error:
+        return _say(f"stopped by {signal.Signals(error.number).name}", BY_SIGNAL + error.number, debug)
     except KeyboardInterrupt:
         return _say("stopped by Ctrl-C", BY_SIGNAL + signal.SIGINT, debug)
     except BrokenPipeError:
@@ -115,7 +116,7 @@ def _flush_output() -> None:
         print(end="", flush=True)
     except OSError:
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)
         raise
 
 

@@ -28,6 +28,7 @@ def raises(error):
         (Diverged("epoch 2: loss is nan"), 3, "error: epoch 2: loss is nan\n"),
         (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C\n"),
         (cli.Terminated(), 143, "error: stopped by SIGTERM\n"),
+        pytest.param(cli.Terminated(1), 129, "error: stopped by SIGHUP\n", marks=POSIX),
         (MemoryError(), 2, "error: out of memory, use a smaller batch, image size or network\n"),
         (MemoryError("9 GiB"), 2, "error: out of memory (9 GiB), use a smaller batch, image size or network\n"),
         (

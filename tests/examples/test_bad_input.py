@@ -812,6 +812,16 @@ def _(place):
     return Signalled(signal.SIGTERM, 143, place)
 
 
+@case("30 SIGHUP, a closed terminal")
+def _(place):
+    return Signalled(signal.SIGHUP, 129, place)
+
+
+@case("30 SIGUSR1, a scheduler's warning")
+def _(place):
+    return Signalled(signal.SIGUSR1, 128 + signal.SIGUSR1, place)
+
+
 @case("31 SIGKILL")
 def _(place):
     return Signalled(signal.SIGKILL, -9, place)

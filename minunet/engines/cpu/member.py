@@ -20,6 +20,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from mmap import mmap
 from typing import Any
 
@@ -31,6 +32,8 @@ _WORDS = ALIGNMENT // 8  # of 8 bytes, so that each rank's words have a cache li
 _ARRIVED, _ASLEEP = 0, 1  # the words of a rank: barriers come to; 1 while it waits at its doorbell
 _PATIENCE = (100e-6, 2e-3)  # seconds of spinning, at least and at most
 LOOK_AROUND = 0.5  # seconds after which a sleeper looks whether the others live, if no one says that they died
+# Looks after which it says for whom it waits: 30 seconds. Not seconds, which also pass while all processes are stopped.
+LATE = 60
 
 
 class PeerGone(Exception):
@@ -48,6 +51,7 @@ class Member:
     doorbells  the pipes: the end to read from at the place of this rank, the ends to write to at the others'
     links      by rank, the sockets on which another process's end shows: every worker's in rank 0, rank 0's in a worker
     parent     the process of rank 0
+    late       called with the rank of a process that lets this one wait very long
     """
 
     def __init__(
@@ -59,10 +63,12 @@ class Member:
         doorbells: tuple[int, ...] = (),
         links: dict[int, socket.socket] | None = None,
         parent: int = 0,
+        late: Callable[[int], None] = lambda rank: None,
     ) -> None:
         self.rank, self.size = rank, size
         self._memory, self._nbytes = memory, nbytes
         self._doorbells, self._links, self._parent = doorbells, links or {}, parent
+        self._late = late
         self._words = memoryview(memory)[_control_offset(nbytes) :].cast("q")
         self._others = [other for other in range(size) if other != rank]
         self._round = 0
@@ -120,17 +126,21 @@ class Member:
         self._patience = max(self._patience / 2, least)
         mine = _WORDS * self.rank + _ASLEEP
         words[mine] = 1
+        looks = 0
         try:
             while True:
                 self._fence()
                 if words[place] >= reached:
                     return
-                self._sleep(reached)
+                if not self._rung(reached):
+                    looks += 1
+                    if looks == LATE:
+                        self._late(other)
         finally:
             words[mine] = 0
 
-    def _sleep(self, reached: int) -> None:
-        """Wait for a ring, at most ``LOOK_AROUND`` seconds; PeerGone if someone who has not come has gone."""
+    def _rung(self, reached: int) -> bool:
+        """Whether there is a ring within ``LOOK_AROUND`` seconds; PeerGone if someone who has not come has gone."""
         heard = {descriptor for descriptor, _ in self._poll.poll(1000 * LOOK_AROUND)}
         if self._doorbells[self.rank] in heard:
             os.read(self._doorbells[self.rank], PAGE)
@@ -139,6 +149,7 @@ class Member:
             if link.fileno() in heard and self._words[_WORDS * rank + _ARRIVED] < reached:
                 raise PeerGone(rank)
         self.check_parent()
+        return bool(heard)
 
     def check_parent(self) -> None:
         """Raise PeerGone in a worker whose parent has died.
@@ -149,7 +160,8 @@ class Member:
             raise PeerGone(0)
 
     def _ring(self, other: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # the pipe is full: it has been rung already
+        # The pipe is full: it has been rung already. Or the other has gone: whoever waits for it next will find out.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self._doorbells[other], b"!")
 
     def _fence(self) -> None:

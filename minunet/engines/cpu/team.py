@@ -16,8 +16,10 @@ What the rest is for: nothing of a team outlives it, however it ends.
 - A worker that dies is seen at the next barrier, for its socket ends: rank 0 then raises TeamError.
 - If rank 0 dies, its sockets end too, and every worker leaves. It also looks, twice a second, whether its parent is
   still the one that started it: a process that rank 0 forked may hold the sockets open.
-- A worker starts with SIGINT and SIGTERM blocked. Ctrl-C goes to all processes of the terminal, and it is rank 0
-  that decides what becomes of it, which may be to finish the step with its workers.
+- A worker starts with the signals blocked that end a program. Ctrl-C goes to all processes of the terminal, and it is
+  rank 0 that decides what becomes of it, which may be to finish the step with its workers.
+- A worker that somebody has stopped (SIGSTOP) may go on one day, and rank 0 waits; after 30 seconds one line says for
+  whom. When rank 0 is asked to end, it wakes its workers first.
 
 Workers are new Python processes, so nothing is forked, ``__main__`` is not run again, and scripts need no guard.
 """
@@ -42,11 +44,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from minunet.base.errors import UserError
-from minunet.engines.cpu.member import LOOK_AROUND, Member, PeerGone, memory_size
+from minunet.base.signals import ENDING, WAKE_UP, write_error
+from minunet.engines.cpu.member import LATE, LOOK_AROUND, Member, PeerGone, memory_size
 
 MOST = 64  # workers: a barrier looks at every other rank
 _GRACE = 10.0  # seconds in which a worker leaves by itself, on a busy machine too
-_ENDING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _BLAS_THREADS = (
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -209,8 +211,9 @@ class _Workers:
                     stdin=subprocess.DEVNULL,
                     env=_environment(),
                 )
+        WAKE_UP.add(self.wake_up)
         ring = [read if rank == 0 else write for rank, (read, write) in enumerate(doorbells)]
-        return Member(0, size, _shared_memory(memory, length), nbytes, tuple(ring), self._links)
+        return Member(0, size, _shared_memory(memory, length), nbytes, tuple(ring), self._links, late=self._late)
 
     def tell(self, line: str) -> None:
         """Send ``line`` to every worker."""
@@ -219,6 +222,17 @@ class _Workers:
                 link.sendall(line.encode() + b"\n")
             except OSError:
                 raise PeerGone(rank) from None
+
+    def wake_up(self) -> None:
+        """Let workers that somebody has stopped go on."""
+        if self.owner == os.getpid():
+            for process in self._processes.values():
+                process.send_signal(signal.SIGCONT)
+
+    def _late(self, rank: int) -> None:
+        process, seconds = self._processes[rank].pid, LOOK_AROUND * LATE
+        text = f"waiting for worker {rank} (process {process}) for {seconds:.0f} s; if it is stopped, "
+        write_error(f"\n{text}kill -CONT {process} lets it go on\n".encode())
 
     def last_words(self, rank: int) -> str:
         """How worker ``rank`` ended: its traceback, its signal or its exit code."""
@@ -248,11 +262,13 @@ class _Workers:
     def end(self) -> None:
         """End the workers, and wait for them. In a fork of the owner: forget them."""
         mine = self.owner == os.getpid()
+        WAKE_UP.discard(self.wake_up)
         for link in self._links.values():
             if mine:
                 with contextlib.suppress(OSError):  # the other end is gone
                     link.shutdown(socket.SHUT_RDWR)
             link.close()
+        self.wake_up()  # else one that is stopped would not see it
         for descriptor in self._descriptors:
             os.close(descriptor)
         for process in self._processes.values():
@@ -289,7 +305,8 @@ def work() -> None:
         except PeerGone:
             raise
         except BaseException:
-            to_parent.sendall(traceback.format_exc().encode())
+            with contextlib.suppress(OSError):  # the parent has gone
+                to_parent.sendall(traceback.format_exc().encode())
             sys.exit(1)
 
 
@@ -318,8 +335,8 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile is born with Ctrl-C and SIGTERM blocked; one that comes here waits."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    """A process that is started meanwhile is born with the ending signals blocked; one that comes here waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minunet.base.signals import ENDING
 from minunet.data import phantom
 from minunet.data.augment import PRESETS
 from minunet.data.normalize import Normalization
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
-from tests.command_line import SMALL, command
+from tests.command_line import SMALL, command, progress
 from tests.engines.cpu.cases import KEY, problem
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc of Linux")
@@ -99,10 +100,10 @@ def test_a_worker_prepares_batches_in_memory_that_it_has():
     assert met[1] - met[0] < 1000
 
 
-def training(folder):
+def training(folder, before=""):
     """A training of two processes that has written its first checkpoint, and its worker."""
     process = subprocess.Popen(
-        command("train_lgg", *SMALL, "--epochs", "200", "--output", "run", before=ONE_WORKER),
+        command("train_lgg", *SMALL, "--epochs", "200", "--output", "run", before=ONE_WORKER + before),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -131,3 +132,19 @@ def test_workers_leave_when_the_training_is_killed(tmp_path):
     process.kill()
     process.communicate(timeout=600)
     assert wait_until(lambda: not alive(worker), 60)
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_one_signal_ends_a_training_that_waits_for_a_stopped_worker(tmp_path, number):
+    process, worker = training(tmp_path, "; import minunet.engines.cpu.member as m; m.LATE = 2")
+    os.kill(worker, signal.SIGSTOP)
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline().startswith(f"waiting for worker 1 (process {worker}) for 30 s; if it is stopped, ")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 128 + number
+    assert err == "\nstopping after this step, once the state is saved; again to leave at once\n"
+    assert "go on with: python" in out
+    assert not alive(worker)
+    saved = progress(tmp_path / "run")
+    assert (saved["epoch"], saved["step"]) > (0, 0)  # the step that waited was finished and saved

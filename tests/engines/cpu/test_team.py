@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minunet.base.signals import ENDING
 from minunet.engines.cpu import team as team_module
 from minunet.engines.cpu.team import Team, TeamError, usable_size
 from tests.engines.cpu.team_programs import build
@@ -54,12 +55,17 @@ def exists(process):
     return True
 
 
+def state(process):
+    """The letter that Linux has for what a process does: "R" runs, "T" is stopped, "Z" has ended; "" if it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def works(process):
     """Whether the process lives; what has ended and was inherited by init may wait there to be collected."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return exists(process) and not Path("/proc").exists()
+    return state(process) not in ("", "Z") if Path("/proc").exists() else exists(process)
 
 
 def wait_until(condition, seconds=60.0):
@@ -177,7 +183,7 @@ def test_a_build_that_fails_ends_the_team(started):
     assert [process.returncode is None for process in started] == [False] * 3  # no child is left, alive or dead
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_workers_leave_it_to_rank_0_what_a_signal_means(number):
     with start(2) as team:
         team.run(["signal", 1, number])
@@ -357,6 +363,65 @@ def test_ctrl_c_ends_a_run_that_does_not_answer_it(tmp_path):
     assert err.splitlines().count("KeyboardInterrupt") == 1
     assert ", in work\n" not in err
     assert wait_until(lambda: not works(members[1]))
+
+
+STOPPED_WORKER = """
+from minunet.base import signals
+from minunet.base.signals import StopRequest
+from minunet.engines.cpu import member
+member.LATE, signals._GRACE = 2, 0
+with StopRequest() as stop:
+    team.run(["go_on", "begun", "until"])
+sys.exit(stop.exit_code)
+"""
+
+
+def stop_a_worker(folder):
+    process, (_, worker) = script(STOPPED_WORKER, folder)
+    assert wait_until((folder / "begun").exists)
+    os.kill(worker, signal.SIGSTOP)
+    return process, worker
+
+
+def test_a_worker_that_is_stopped_is_waited_for_and_named(tmp_path):
+    process, worker = stop_a_worker(tmp_path)
+    assert process.stderr.readline() == "\n"
+    line = process.stderr.readline()
+    assert line.startswith(f"waiting for worker 1 (process {worker}) for 30 s; if it is stopped, kill -CONT {worker} ")
+    (tmp_path / "until").touch()
+    os.kill(worker, signal.SIGCONT)
+    assert last_words(process) == ("", "")
+    assert process.returncode == 0
+
+
+def test_a_signal_wakes_a_worker_that_is_stopped_and_a_second_one_leaves_none_behind(tmp_path):
+    process, worker = stop_a_worker(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert wait_until(lambda: state(worker) != "T")
+    os.kill(worker, signal.SIGSTOP)  # once more
+    assert wait_until(lambda: state(worker) == "T")
+    process.send_signal(signal.SIGINT)
+    last_words(process)
+    assert process.returncode == 130
+    assert wait_until(lambda: not works(worker))
+
+
+def test_a_worker_that_is_stopped_leaves_without_a_word_when_rank_0_was_killed(tmp_path):
+    process, worker = stop_a_worker(tmp_path)
+    process.kill()
+    process.wait()
+    os.kill(worker, signal.SIGCONT)
+    assert "Error" not in last_words(process)[1]
+    assert wait_until(lambda: not works(worker))
+
+
+def test_a_team_with_a_stopped_worker_can_be_closed(started, monkeypatch):
+    monkeypatch.setattr(team_module, "_GRACE", 10**6)  # it is not killed in the end, but leaves by itself
+    team = start(2)
+    _, worker = processes(team)
+    os.kill(worker, signal.SIGSTOP)
+    team.close()
+    assert [process.returncode for process in started] == [0]
 
 
 def test_a_fork_leaves_the_team_to_its_owner(tmp_path):
