@@ -17,7 +17,10 @@ HEAVY = ["scipy", "matplotlib", "PIL", "tqdm", "cupy", "hypothesis", "pytest"]
 #: Every folder of the package and the files in it, bottom to top: a file imports only what stands before it here.
 #: minunet's own ``__init__`` is above all, and no file imports it.
 FLOORS = [
-    ("base", "version errors choices rng backend durable archive environment signals run_folder cli __init__"),
+    (
+        "base",
+        "version errors choices rng backend durable archive environment control_groups signals run_folder cli __init__",
+    ),
     ("ops", "checks relu sigmoid conv2d conv_transpose2d max_pool2d concat dropout batch_norm2d"),
     ("ops", "dice_loss bce_with_logits __init__"),
     ("network", "initializers layers blocks unet loss own_code bridge __init__"),

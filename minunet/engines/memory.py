@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minunet.base import control_groups
 from minunet.base.backend import device_of, free_gpu_bytes
 from minunet.network.unet import UNet
 from minunet.summary import summary
@@ -87,7 +88,7 @@ def host_bytes() -> int | None:
 
     None where the system does not say (other systems than Linux).
     """
-    limits = [_kilobytes("/proc/meminfo", "MemAvailable"), _address_space(), _control_group()]
+    limits = [_kilobytes("/proc/meminfo", "MemAvailable"), _address_space(), _control_groups()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -146,11 +147,20 @@ def _address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)
 
 
-def _control_group() -> int | None:
-    """What the container leaves, if this process is in one with a limit (control groups, version 2)."""
-    folder = Path("/sys/fs/cgroup")
+def _control_groups() -> int | None:
+    """What the groups that this process is in leave: a container's, a batch job's."""
+    left = (_left_in(group) for group in control_groups.groups("memory"))
+    return min((bytes_left for bytes_left in left if bytes_left is not None), default=None)
+
+
+def _left_in(group: Path) -> int | None:
+    """The limit of one control group less what is used. Pages of files count as used, but make room when asked."""
+    version_2 = (group / "memory.max").exists()
+    limit, used = ("max", "current") if version_2 else ("limit_in_bytes", "usage_in_bytes")
+    files = ("inactive_file", "active_file") if version_2 else ("total_inactive_file", "total_active_file")
     try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return max(0, int(limit) - int(used))
-    except (OSError, ValueError):  # no control groups, or no limit: "max"
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / f"memory.{used}").read_text()) - sum(int(statistics[name]) for name in files)
+        return max(0, int((group / f"memory.{limit}").read_text()) - max(0, taken))
+    except (OSError, ValueError, KeyError):  # no such file, or no limit: "max"
         return None

@@ -43,6 +43,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from minunet.base.control_groups import groups
 from minunet.base.errors import UserError
 from minunet.base.signals import ENDING, WAKE_UP, write_error
 from minunet.engines.cpu.member import LATE, LOOK_AROUND, Member, PeerGone, memory_size
@@ -425,17 +426,7 @@ def _physical_cores() -> int:
 
 def _quota() -> int:
     """The whole cores that control groups grant this process, at least 1; MOST without a limit."""
-    granted: float = MOST
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            root = Path("/sys/fs/cgroup") / ("cpu" if "cpu" in controllers.split(",") else "")
-            folder = root / group.lstrip("/")
-            for place in (folder, *folder.parents):
-                granted = min(granted, _quota_of(place))
-                if place == root:
-                    break
-    return max(1, int(granted))
+    return max(1, int(min(map(_quota_of, groups("cpu")), default=MOST)))
 
 
 def _quota_of(folder: Path) -> float:
