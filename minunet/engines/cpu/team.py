@@ -193,6 +193,7 @@ class _Workers:
         length = memory_size(nbytes, size)
         if size == 1:
             return Member(0, 1, _private_memory(length), nbytes)
+        _open_standard_streams()
         memory = _unnamed_file(length)
         self._descriptors.append(memory)
         doorbells = []
@@ -354,11 +355,21 @@ def _one_blas_thread() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     return lambda: controller.limit(limits=1, user_api="blas")
 
 
+def _open_standard_streams() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed: else the memory would get its number.
+
+    A worker has streams of its own under these numbers, and would find one of them in the memory's place.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def _unnamed_file(length: int) -> int:
     """The descriptor of a new file of ``length`` zero bytes that has no name."""
-    if hasattr(os, "memfd_create"):
+    try:
         descriptor = os.memfd_create("minunet")
-    else:
+    except (AttributeError, OSError):  # not Linux; a sandbox or an old kernel, which refuses it
         with tempfile.TemporaryFile() as file:  # deleted as soon as it is open
             descriptor = os.dup(file.fileno())
     try:

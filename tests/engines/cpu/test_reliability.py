@@ -18,7 +18,7 @@ from minunet.data.normalize import Normalization
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.network.loss import SegmentationLoss
 from minunet.network.unet import UNet
-from tests.command_line import SMALL, command, progress
+from tests.command_line import SMALL, command, progress, run
 from tests.engines.cpu.cases import KEY, problem
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc of Linux")
@@ -148,3 +148,14 @@ def test_one_signal_ends_a_training_that_waits_for_a_stopped_worker(tmp_path, nu
     assert not alive(worker)
     saved = progress(tmp_path / "run")
     assert (saved["epoch"], saved["step"]) > (0, 0)  # the step that waited was finished and saved
+
+
+NO_MEMFD = "; import os\ndef refuse(name): raise OSError({number}, 'refused')\nos.memfd_create = refuse"
+NO_STDIN = "; import os; os.close(0)"
+
+
+@pytest.mark.parametrize("before", [NO_MEMFD.format(number=1), NO_MEMFD.format(number=38), NO_STDIN])
+def test_no_memfd_and_no_stdin_cost_no_process(tmp_path, before):
+    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=tmp_path, before=ONE_WORKER + before)
+    assert (ended.code, ended.err) == (0, "")
+    assert "engine: cpu, 2 processes\n" in ended.out

@@ -1,5 +1,6 @@
 """A team computes together, says what went wrong, and leaves nothing behind, however it ends."""
 
+import errno
 import gc
 import os
 import signal
@@ -515,10 +516,44 @@ def test_where_there_can_be_no_team_the_reason_is_given(monkeypatch, module, nam
     assert reason in why
 
 
-def test_without_memfd_the_file_has_no_name_either(monkeypatch, tmp_path):
-    monkeypatch.delattr(os, "memfd_create", raising=False)
+def refused_with(number):
+    def memfd_create(name):
+        raise OSError(number, os.strerror(number))
+
+    return memfd_create
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOSYS, errno.EPERM], ids=["absent", "ENOSYS", "EPERM"])
+def test_without_memfd_the_file_has_no_name_either(monkeypatch, tmp_path, refusal):
+    if refusal is None:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    else:
+        monkeypatch.setattr(os, "memfd_create", refused_with(refusal), raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with start(2) as team:
         assert list(tmp_path.iterdir()) == []
         assert team.run(["sum", 3]) == 9
         assert isinstance(team.array(0, (2,)), np.ndarray)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_cost_no_process(tmp_path, closed):
+    """The first descriptors that the team makes would otherwise be those of the streams."""
+    text = """
+import sys
+from minunet.engines.cpu.team import Team
+from tests.engines.cpu.team_programs import build
+with Team(2, build, {}, 1024) as team:
+    open("sum", "w").write(str(team.run(["sum", 3])))
+"""
+    (tmp_path / "script.py").write_text(text)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "script.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "sum").read_text() == "9.0"
