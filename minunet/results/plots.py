@@ -7,24 +7,48 @@ people with any common kind of colour vision tell apart. This module needs matpl
 import it.
 """
 
+import contextlib
+import os
+import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from minunet.base.backend import Array, to_numpy
 from minunet.base.durable import write_durably
+
+
+@contextlib.contextmanager
+def _any_backend() -> Iterator[None]:
+    """Let matplotlib be imported whatever MPLBACKEND says.
+
+    A notebook sets it for the programs that are run from it, too, where its backend may not be installed, and the
+    import would fail. The pictures here are files and need none. A notebook that gets matplotlib from here keeps it.
+    """
+    imported, backend = "matplotlib" in sys.modules, os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None and not imported:
+        with contextlib.suppress(ValueError):  # it is not installed
+            matplotlib.rcParams["backend"] = backend
+
+
+with _any_backend():
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION, YELLOW, PURPLE = "#E69F00", "#D55E00", "#F0E442", "#CC79A7"

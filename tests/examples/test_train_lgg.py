@@ -12,6 +12,7 @@ import pytest
 
 from minunet.base.archive import load, sha256_of_arrays
 from minunet.data import phantom
+from tests import command_line
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_lgg.py"
 FILES = ["config.json", "history.csv", "metrics.json", "best.npz", "last.npz"]
@@ -104,6 +105,20 @@ def test_without_arguments_the_phantom_is_used(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "synthetic" in result.stdout
     assert (tmp_path / "runs" / "quick" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "module://gone", "gone"])
+def test_a_backend_that_is_not_installed_is_no_error(tmp_path, backend):
+    """As a notebook leaves it in the environment of the commands that are run from it."""
+    before = "import sys; sys.modules['matplotlib_inline'] = None"
+    for script, arguments in (
+        ("train_lgg", ["--help"]),
+        ("predict", ["--help"]),
+        ("train_lgg", [*SMALL[:2], "--epochs", "1", "--quiet"]),
+    ):
+        ended = command_line.run(script, *arguments, cwd=tmp_path, before=before, env={"MPLBACKEND": backend})
+        assert (ended.code, ended.err) == (0, "")
+    assert all((tmp_path / "runs" / "quick" / name).exists() for name in PICTURES)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pictures: what they show, and that nothing in them is cut off or overlaps."""
 
 import itertools
+import os
 import subprocess
 import sys
 import warnings
@@ -312,3 +313,21 @@ def test_a_folder_that_is_not_there_is_one_line_and_no_file(tmp_path):
 def test_neither_a_window_nor_pyplot_is_needed():
     code = "import sys, minunet.results.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "wanted", "backend"),
+    [("", "svg", "svg"), ("import matplotlib; matplotlib.use('pdf')", "svg", "pdf"), ("", "gone", "agg")],
+)
+def test_the_backend_of_a_notebook_stays(first, wanted, backend):
+    code = f"""
+{first}
+from minunet.results import plots
+import matplotlib, os
+assert os.environ["MPLBACKEND"] == {wanted!r}
+print(matplotlib.get_backend().lower())
+"""
+    environment = {**os.environ, "MPLBACKEND": wanted}
+    environment.pop("DISPLAY", None)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{backend}\n", "")
