@@ -5,8 +5,10 @@ puts emulated kernels in their place, or behaves badly.
 """
 
 import os
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -131,7 +133,8 @@ def test_where_those_of_hopper_are_wrong_the_others_are_taken(gpu):
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("time.sleep(1000)", "did not come to an end within 5 s"),
+        ("time.sleep(10**6)", "did not come to an end within 3 s of work"),
+        ("while True: pass", "did not come to an end within 3 s of work"),
         ("os.abort()", "ended their process (exit code -6)"),
         ("sys.exit('no GPU')", "ended their process (exit code 1, no GPU)"),
         (
@@ -140,13 +143,48 @@ def test_where_those_of_hopper_are_wrong_the_others_are_taken(gpu):
         ),
         ("raise RuntimeError", "cannot be compiled, loaded or run (RuntimeError)"),
     ],
-    ids=["hang", "crash", "exit", "error", "error without a message"],
+    ids=["sleep for ever", "work for ever", "crash", "exit", "error", "error without a message"],
 )
 def test_kernels_that_do_not_run(gpu, monkeypatch, behaviour, reason):
-    monkeypatch.setattr(choice, "SECONDS", 5)
+    if "an end" in reason:
+        monkeypatch.setattr(choice, "SECONDS", 3)
     gpu(behaviour)
     assert choice.choose("tf32") == Choice("row3", f"the wgmma kernels {reason}; the mma.sync kernels {reason}")
     assert choice.choose("float32") == Choice("row3", f"the mma.sync kernels {reason}")
+
+
+@pytest.mark.parametrize(
+    ("work", "ends"), [((0.0, False), True), ((0.0, True), False), (None, False)], ids=["no core", "sleep", "work"]
+)
+def test_a_trial_that_waits_for_a_core_has_all_the_time(monkeypatch, tmp_path, work, ends):
+    """It ends after 200 looks; to have no core counts for nothing, and the limit is 10 looks of work or of sleep."""
+    monkeypatch.setattr(choice, "LOOK", 0.01)
+    monkeypatch.setattr(choice, "SECONDS", 0.1)
+    looks = []
+
+    def work_of(process):
+        looks.append(process)
+        if len(looks) == 200:
+            (tmp_path / "end").touch()
+        return (0.01 * len(looks), False) if work is None else work
+
+    monkeypatch.setattr(choice, "_work_of", work_of)
+    code = "import os, time\nwhile not os.path.exists('end'): time.sleep(0.01)\nprint('done')"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, **pipes) as process:
+        said = choice._said(process)
+        process.kill()
+    assert said == (("done\n", "") if ends else None)
+    assert (len(looks) >= 200) == ends
+
+
+def test_the_work_of_a_process():
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("there is no /proc to look in")
+    had, sleeps = choice._work_of(os.getpid())
+    assert not sleeps
+    assert had == pytest.approx(sum(os.times()[:2]), abs=1)
+    assert choice._work_of(2**30) == (0.0, True)
 
 
 def test_an_older_gpu_is_told(gpu):
