@@ -13,6 +13,7 @@ import pytest
 from minunet.base.archive import load, sha256_of_arrays
 from minunet.data import phantom
 from tests import command_line
+from tests.base.processes import POSIX
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_lgg.py"
 FILES = ["config.json", "history.csv", "metrics.json", "best.npz", "last.npz"]
@@ -79,8 +80,10 @@ def test_a_run_on_tiffs_leaves_everything_it_promises(unbroken):
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_was_ended_resumes_to_the_same_bits(kaggle, unbroken, tmp_path, number):
+@POSIX
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_run_that_was_ended_resumes_to_the_same_bits(kaggle, unbroken, tmp_path, name):
+    number = getattr(signal, name)
     arguments = ("--data", kaggle, "--preset", "quick", "--output", "run", *SMALL)
     process = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300

@@ -110,7 +110,7 @@ class Team:
         try:
             try:
                 self._member = self._workers.start(size, nbytes)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: descriptors cannot be passed, as on Windows
                 raise TeamError(f"a team of {size} processes cannot start: {error}") from error
             self._limited = _one_blas_thread() if size > 1 else contextlib.nullcontext
             with self._together():
@@ -346,12 +346,13 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _one_blas_thread() -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """A function that makes a context in which this process's BLAS has one thread, if threadpoolctl is there."""
+    """A function that makes a context in which this process's BLAS has one thread, if threadpoolctl can do that."""
     try:
         from threadpoolctl import ThreadpoolController
-    except ImportError:
+
+        controller = ThreadpoolController()
+    except (ImportError, OSError):  # OSError: without /proc it may not find the libraries
         return contextlib.nullcontext
-    controller = ThreadpoolController()
     return lambda: controller.limit(limits=1, user_api="blas")
 
 
