@@ -36,7 +36,10 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+from minunet.base import cli
 
 ROOT = Path(__file__).parents[1]
 #: name, width of the first level, pixels a side, images a batch, training
@@ -52,7 +55,7 @@ LAYOUTS = ("channels-last", "nchw")
 
 
 class Process:
-    """A peer in a process of its own."""
+    """A peer in a process of its own, which ends with the ``with`` block, however that ends."""
 
     def __init__(self, kind: str, python: str, case: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -67,7 +70,11 @@ class Process:
                 text=True,
                 env=environment,
             )
-        self.version: str = self._read()
+        try:
+            self.version: str = self._read()
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None
@@ -87,6 +94,19 @@ class Process:
 
     def close(self) -> None:
         self._process.communicate()
+
+    def kill(self) -> None:
+        """End it at once; what it has started sees that it is gone, and leaves."""
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
 
 
 @contextlib.contextmanager
@@ -139,18 +159,19 @@ def check(peers: dict[str, Process]) -> dict[str, float]:
 def run(case: dict[str, Any], torch_python: str, rounds: int, steps: int) -> dict[str, Any]:
     """Check, time and weigh one case."""
     pythons = {"minunet": sys.executable, **dict.fromkeys(LAYOUTS, torch_python)}
-    peers = {kind: Process(kind, python, case) for kind, python in pythons.items()}
-    distances = check(peers)
-    for peer in peers.values():
-        peer.ask(steps=2)
-    times: dict[str, list[list[float]]] = {kind: [] for kind in peers}
-    for _ in range(rounds):
-        for kind, peer in peers.items():
-            peer.ask(steps=1)
-            times[kind].append(peer.ask(steps=steps))
-    versions = {kind: peer.version for kind, peer in peers.items()}
-    for peer in peers.values():
-        peer.close()
+    with contextlib.ExitStack() as scope:
+        peers = {kind: scope.enter_context(Process(kind, python, case)) for kind, python in pythons.items()}
+        distances = check(peers)
+        for peer in peers.values():
+            peer.ask(steps=2)
+        times: dict[str, list[list[float]]] = {kind: [] for kind in peers}
+        for _ in range(rounds):
+            for kind, peer in peers.items():
+                peer.ask(steps=1)
+                times[kind].append(peer.ask(steps=steps))
+        versions = {kind: peer.version for kind, peer in peers.items()}
+        for peer in peers.values():
+            peer.close()
     medians = {kind: [statistics.median(seconds) for seconds in parts] for kind, parts in times.items()}
     best = min(LAYOUTS, key=lambda kind: statistics.median(medians[kind]))
     ratios = [theirs / ours for ours, theirs in zip(medians["minunet"], medians[best], strict=True)]
@@ -169,20 +190,22 @@ def run(case: dict[str, Any], torch_python: str, rounds: int, steps: int) -> dic
 
 def weigh(kind: str, python: str, case: dict[str, Any]) -> int:
     """The largest PSS of a new peer during three steps, in bytes."""
-    peer = Process(kind, python, case)
-    seen, done = [peer.pss()], threading.Event()
+    with Process(kind, python, case) as peer:
+        seen, done = [peer.pss()], threading.Event()
 
-    def watch() -> None:
-        while not done.is_set():
-            seen.append(peer.pss())
-            time.sleep(0.001)
+        def watch() -> None:
+            while not done.is_set():
+                seen.append(peer.pss())
+                time.sleep(0.001)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    peer.ask(steps=3)
-    done.set()
-    watcher.join()
-    peer.close()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            peer.ask(steps=3)
+        finally:
+            done.set()
+            watcher.join()
+        peer.close()
     return max(seen)
 
 
@@ -248,4 +271,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(cli.run(main))
