@@ -10,6 +10,7 @@
 A folder of data is read once, before any training, and everything that is wrong in it is said at once, by file name.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -30,7 +31,6 @@ FAULTS_SHOWN = 20
 THREADS = min(4, os.cpu_count() or 1)
 
 _LAYOUT = "<patient>/<name>_<number>.tif with <name>_<number>_mask.tif beside it"
-NO_PAIRS = f"no pair of image and mask found; expected {_LAYOUT}"
 _FILE_NAME = re.compile(r"(?P<stem>.+?)_(?P<number>\d{1,9})(?P<mask>_mask)?\.tiff?", re.IGNORECASE | re.DOTALL)
 
 
@@ -101,7 +101,7 @@ def read_folder(
     if faults:
         raise UserError(_one_line(folder, faults))
     if not pairs:
-        raise UserError(f"{shown(folder)}: {NO_PAIRS}")
+        raise UserError(no_pairs(folder))
     return SliceSet(
         images=images,
         masks=masks,
@@ -206,6 +206,24 @@ def _find_images(folder: Path, faults: list[str]) -> tuple[dict[int, Path], dict
     return images, masks
 
 
+def no_pairs(folder: str | os.PathLike[str]) -> str:
+    """What is wrong with a folder without a single pair; a folder above or below that would fit is named."""
+    return f"{shown(folder)}: no pair of image and mask found; expected {_LAYOUT}{_neighbour(Path(folder))}"
+
+
+def _neighbour(folder: Path) -> str:
+    """Names a folder of patients up to two levels above or below ``folder``, if there is one."""
+    above = [Path(os.path.normpath(folder / up)) for up in ("..", "../..")]
+    below = itertools.chain(*(folder.glob(pattern) for pattern in ("*", "*/*")))
+    for place in itertools.chain(above, itertools.islice(below, 1000)):  # not a whole disk
+        try:
+            if _is_folder(place) and list_folder(place).pairs:
+                return f"; {shown(place)} is such a folder"
+        except (UserError, OSError):
+            continue
+    return ""
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -219,7 +237,9 @@ def _names_in(folder: Path) -> list[str]:
     except (FileNotFoundError, ValueError):  # ValueError: half a character or a NUL, which no name can have
         raise UserError(f"{shown(folder)}: no such folder; expected one that holds {_LAYOUT}") from None
     except NotADirectoryError:
-        raise UserError(f"{shown(folder)}: not a folder; expected one that holds {_LAYOUT}") from None
+        raise UserError(
+            f"{shown(folder)}: not a folder; expected one that holds {_LAYOUT}{_neighbour(folder)}"
+        ) from None
     except OSError as error:
         raise UserError(f"{shown(folder)}: cannot be listed ({error.strerror}); check its permissions") from None
 

@@ -155,7 +155,7 @@ def inspect_folder(folder: Path, *, allow_missing: bool = False, manifest: Path 
     if expected is not None:
         faults += differences(expected, digests(listing))
     if not listing.pairs and not faults:
-        faults = [f"{shown(folder)}: {lgg.NO_PAIRS}"]
+        faults = [lgg.no_pairs(folder)]
     warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
     warnings += _splits([pair.patient for pair in listing.pairs])
     return summarize([fact for fact in facts if fact is not None], faults, warnings)

@@ -222,6 +222,25 @@ def _(place):
     return refused("--data", "data", words=("data: no pair of image and mask", "<name>_<number>_mask.tif"))
 
 
+WRONG_LEVELS = {
+    "two levels too high": ("mri", "mri/lgg/slices"),
+    "one level too high": ("mri/lgg", "mri/lgg/slices"),
+    "one patient's": ("mri/lgg/slices/{patient}", "mri/lgg/slices"),
+    "one level too low": ("mri/lgg/slices/{patient}/more", "mri/lgg/slices"),
+    "an image": ("mri/lgg/slices/{patient}/{image}", "mri/lgg/slices"),
+}
+for level, (given, fits) in WRONG_LEVELS.items():
+
+    @case(f"02 data folder {level}")
+    def _(place, given=given, fits=fits):
+        image, _ = place.data()
+        (image.parent / "more").mkdir()
+        (place.folder / "mri" / "lgg").mkdir(parents=True)
+        (place.folder / "data").rename(place.folder / fits)
+        given = given.format(patient=image.parent.name, image=image.name)
+        return refused("--data", given, words=(f"{given}: no", f"; {fits} is such a folder"))
+
+
 @case("03 image without mask, mask without image")
 def _(place):
     image, _ = place.data(lambda image, mask: mask.unlink())
