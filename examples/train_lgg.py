@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     net = make_network(preset, options.seed, parts.train, device)
     needed = step_bytes(net, preset, device, options)
     config = config_of(options, preset, net, parts)
-    with run_folder(options.output, resume=options.resume is not None) as folder:
+    output = options.output or next_free_folder("runs", options.preset)
+    with run_folder(output, resume=options.resume is not None) as folder:
         if options.resume is None:
             write_start(folder, config, preset, parts)
         with StopRequest() as stop, step_explained(net, preset, needed), build(net, preset, device, options) as engine:
@@ -202,9 +203,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = flags()
     options = parser.parse_args(arguments)
     if options.resume is None:
-        options = with_defaults(options)
-        options.output = options.output or next_free_folder("runs", options.preset)
-        return options
+        return with_defaults(options)
     if extra := [name for name in SETTINGS if name != "data" and getattr(options, name) is not None]:
         raise UserError(f"{flag(extra[0])}: not together with --resume, which takes the run's settings")
     settings = read_settings(Path(options.resume) / "config.json", parser)

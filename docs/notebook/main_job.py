@@ -89,7 +89,6 @@ from minunet.training.presets import PRESETS
 from minunet.training.step import loss_and_grads
 
 folder = next_free_folder("runs", "notebook")  # everything that this notebook writes
-folder.mkdir(parents=True)
 
 
 def show(picture):

@@ -1,7 +1,6 @@
 """The folder of a run: empty at its start, locked against other runs, found again by a resume."""
 
 import contextlib
-import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -97,6 +96,19 @@ def _locked(descriptor: int) -> bool:
 
 
 def next_free_folder(parent: str | os.PathLike[str], name: str) -> Path:
-    """``parent/name``, or with -2, -3, ... the first of those that is not there yet: the default for a new run."""
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(folder for folder in (Path(parent) / name for name in names) if not os.path.lexists(folder))
+    """Makes ``parent/name``, or with -2, -3, ... the first of those that is not there yet: the default for a new run.
+
+    It is made at once, so that of two runs that start together each has its own.
+
+    Raises UserError if it cannot be made.
+    """
+    number = 1
+    while True:
+        folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be a run folder ({error.strerror}), choose another one") from error

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,16 @@ def test_a_file_system_without_locks_lets_runs_go_unlocked(tmp_path, monkeypatch
 
 def test_the_next_free_folder(tmp_path):
     assert next_free_folder(tmp_path, "quick") == tmp_path / "quick"
-    (tmp_path / "quick").mkdir()
     assert next_free_folder(tmp_path, "quick") == tmp_path / "quick-2"
-    (tmp_path / "quick-2").symlink_to("nowhere")
-    (tmp_path / "quick-4").touch()
-    assert next_free_folder(str(tmp_path), "quick") == Path(tmp_path / "quick-3")
+    (tmp_path / "quick-3").symlink_to("nowhere")
+    (tmp_path / "quick-5").touch()
+    assert next_free_folder(str(tmp_path), "quick") == Path(tmp_path / "quick-4")
+    assert (tmp_path / "quick-4").is_dir()
+    with pytest.raises(UserError, match=r"quick-5.*cannot be a run folder \(Not a directory\), choose another one"):
+        next_free_folder(tmp_path / "quick-5", "quick")
+
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: next_free_folder(tmp_path / "runs", "quick"), range(40)))
+    assert {folder.name for folder in found} == {"quick", *(f"quick-{number}" for number in range(2, 41))}

@@ -103,6 +103,16 @@ def test_a_run_that_was_ended_resumes_to_the_same_bits(kaggle, unbroken, tmp_pat
     assert (tmp_path / "run" / "history.csv").read_text() == (folder / "history.csv").read_text()
 
 
+def test_two_runs_that_start_together_have_a_folder_each(tmp_path):
+    arguments = command("--image-size", "16", "--epochs", "1", "--quiet")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(arguments, cwd=tmp_path, text=True, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=3600) for process in both]
+    assert [(process.returncode, err) for process, (_, err) in zip(both, said, strict=True)] == [(0, "")] * 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["quick", "quick-2"]
+    assert all((tmp_path / "runs" / name / "metrics.json").exists() for name in ("quick", "quick-2"))
+
+
 def test_without_arguments_the_phantom_is_used(tmp_path):
     result = train("--image-size", "16", "--epochs", "1", "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
