@@ -2,9 +2,11 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("minunet", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -94,3 +96,12 @@ def test_the_locked_requirements_have_hashes_only():
     for pin in pins:
         assert re.match(r"[a-z0-9-]+(\[[\w,-]+\])?==\S+\s", pin), pin
         assert "--hash=sha256:" in pin, pin
+
+
+def test_an_older_python_is_what_pip_complains_of():
+    """What has no release for it must not be asked for there: older versions of pip would name that instead."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11"
+    (pillow,) = (Requirement(text) for text in project["dependencies"] if text.startswith("pillow"))
+    assert not pillow.marker.evaluate({"python_version": "3.10"})
+    assert pillow.marker.evaluate({"python_version": "3.11"})
