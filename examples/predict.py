@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
     options = parser.parse_args(arguments)
+    engines.limit_cores(options.cores)
 
     # Whatever can be wrong with the input is found before anything is written.
     device, output = cli.announce_device(options.device), Path(options.output)

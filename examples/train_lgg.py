@@ -44,6 +44,7 @@ from minunet.training.step import Engine
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    engines.limit_cores(options.cores)
     device = cli.announce_device(options.device)
     preset = choose_preset(options, device)
     parts = read_data(options, preset)

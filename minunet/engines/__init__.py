@@ -7,8 +7,11 @@ which one it has. Nobody has to read an engine to understand minunet.
 """
 
 import argparse
+import contextlib
+import os
 from typing import Literal, Protocol, get_args
 
+from minunet.base import cli
 from minunet.base.backend import Device
 from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
@@ -52,7 +55,10 @@ def of_device(device: Device) -> DeviceEngine:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for :func:`build`."""
+    """Add ``--engine auto|plain`` and ``--precision float32|tf32|bf16`` to ``parser``, for :func:`build`.
+
+    And ``--cores N``, for :func:`limit_cores`.
+    """
     parser.add_argument(
         "--engine",
         choices=get_args(EngineChoice),
@@ -65,6 +71,22 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="on a GPU, of products (tf32) or of all activations (bf16); default float32",
     )
+    parser.add_argument(
+        "--cores", type=cli.positive_int, metavar="N", help="take at most N cores; default OMP_NUM_THREADS, or all"
+    )
+
+
+def limit_cores(count: int | None) -> None:
+    """Let this process and the engines that it builds take at most ``count`` cores; None: all that they may.
+
+    It is what OMP_NUM_THREADS says from then on, which a batch system may have set: the CPU's engine goes by that.
+    """
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        with contextlib.suppress(ImportError):
+            from threadpoolctl import threadpool_limits
+
+            threadpool_limits(count, user_api="blas")  # which has looked at it already
 
 
 def build(

@@ -409,7 +409,7 @@ def usable_size(workers: int | None = None) -> tuple[int, str]:
     """How many processes a team should have, and why it is one, if it has to be: "" or a phrase.
 
     ``workers`` is taken as it is where teams can be. Without it: the physical cores that this process may use, by its
-    affinity and by the quota of its control group.
+    affinity and by the quota of its control group, but no more than OMP_NUM_THREADS says, if that is set.
 
     Raises ValueError if ``workers`` is not in [1, 64].
     """
@@ -419,7 +419,7 @@ def usable_size(workers: int | None = None) -> tuple[int, str]:
         return 1, "processes share memory on Linux and macOS only"
     if not sys.executable or getattr(sys, "frozen", False):
         return 1, "this program has no Python of its own to start workers with"
-    return workers or min(_physical_cores(), _quota(), MOST), ""
+    return workers or min(_physical_cores(), _quota(), _asked_for(), MOST), ""
 
 
 def _physical_cores() -> int:
@@ -434,6 +434,12 @@ def _physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return len(cores)
+
+
+def _asked_for() -> int:
+    """OMP_NUM_THREADS, by which people and batch systems say how many cores a program should take; MOST without it."""
+    count = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": 4, and 2 in each of them
+    return int(count) if count.isdecimal() and int(count) > 0 else MOST
 
 
 def _quota() -> int:

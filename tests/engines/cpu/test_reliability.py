@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minunet.base.signals import ENDING
 from minunet.data import phantom
@@ -159,3 +160,36 @@ def test_no_memfd_and_no_stdin_cost_no_process(tmp_path, before):
     ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=tmp_path, before=ONE_WORKER + before)
     assert (ended.code, ended.err) == (0, "")
     assert "engine: cpu, 2 processes\n" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "processes"),
+    [
+        ((), "", "3 processes"),
+        ((), "2", "2 processes"),
+        (("--cores", "1"), "2", "1 process"),
+        (("--cores", "9"), "1", "3 processes"),
+    ],
+)
+def test_fewer_processes_can_be_asked_for(tmp_path, arguments, variable, processes):
+    before = "import minunet.engines.cpu.team as t; t._physical_cores = t._quota = lambda: 3"
+    environment = {"OMP_NUM_THREADS": variable}
+    ended = run("train_lgg", *SMALL, "--epochs", "1", *arguments, cwd=tmp_path, before=before, env=environment)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"engine: cpu, {processes}\n" in ended.out
+
+
+def test_a_prediction_with_fewer_cores(tmp_path):
+    assert run("train_lgg", *SMALL, "--epochs", "1", "--cores", "1", cwd=tmp_path).code == 0
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    code = (
+        "import minunet.engines.cpu.team as t; t._physical_cores = t._quota = lambda: 3; import atexit\n"
+        "sizes = []; usable = t.usable_size\n"
+        "import minunet.engines.cpu.engine as e\n"
+        "e.usable_size = lambda workers=None: sizes.append(usable(workers)[0]) or usable(workers)\n"
+        "atexit.register(lambda: print('sizes', set(sizes)))"
+    )
+    arguments = ("runs/quick/best.npz", "a.png", "--output", "out", "--device", "cpu", "--cores", "1")
+    ended = run("predict", *arguments, cwd=tmp_path, before=code)
+    assert (ended.code, ended.err) == (0, "")
+    assert "sizes {1}" in ended.out

@@ -490,6 +490,17 @@ def test_two_threads_of_a_core_count_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("value", "size"), [("1", 1), ("3", 3), ("2,4", 2), (" 2 ", 2), ("9", 4), ("", 4), ("0", 4), ("-1", 4), ("all", 4)]
+)
+def test_no_more_than_omp_num_threads_says(monkeypatch, value, size):
+    monkeypatch.setattr(team_module, "_physical_cores", lambda: 4)
+    monkeypatch.setattr(team_module, "_quota", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert usable_size() == (size, "")
+    assert usable_size(5) == (5, "")
+
+
+@pytest.mark.parametrize(
     ("files", "cores"),
     [
         ({"cpu.max": "150000 100000\n"}, 1.5),
