@@ -22,7 +22,8 @@ and leaves with one of these exit codes:
 ====  ==========================================================================================
 0     done
 1     a bug: the traceback is printed
-2     something that the user or the machine's owner can put right: one line, ``error: ...``
+2     something that the user or the machine's owner can put right: one line, ``error: ...``, and below it, if a
+      data set has several faults, a line for each
 3     training diverged (NaN or infinity): one line
 129   SIGHUP (the terminal was closed), after the state was saved
 130   Ctrl-C, after the state was saved
@@ -80,7 +81,7 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
     except BrokenPipeError:
         return BY_SIGNAL + _SIGPIPE
     except UserError as error:
-        return _say(str(error), USER_ERROR, debug)
+        return _say(error.args[0], USER_ERROR, debug, error.faults)
     except Diverged as error:
         return _say(str(error), DIVERGED, debug)
     except MemoryError as error:  # CuPy's is one too
@@ -93,11 +94,11 @@ def run(main: Callable[[list[str]], Any], arguments: Sequence[str] | None = None
         return _say("a bug in minunet, please report it with the lines above", BUG, traceback_too=True)
 
 
-def _say(message: str, exit_code: int, traceback_too: bool) -> int:
+def _say(message: str, exit_code: int, traceback_too: bool, below: Sequence[str] = ()) -> int:
     with contextlib.suppress(OSError):  # stderr may be closed as well
         if traceback_too:
             traceback.print_exc()
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        print(f"error: {one_line(message)}", *map(one_line, below), sep="\n  ", file=sys.stderr)
     return exit_code
 
 

@@ -99,7 +99,7 @@ def read_folder(
 
     faults += read_pairs(pairs, keep)
     if faults:
-        raise UserError(_one_line(folder, faults))
+        raise _refusal(folder, faults)
     if not pairs:
         raise UserError(no_pairs(folder))
     return SliceSet(
@@ -278,9 +278,9 @@ def _partner(path: Path) -> str:
     return f"mask {shown(path.stem)}_mask.tif"
 
 
-def _one_line(folder: str | os.PathLike[str], faults: Sequence[str]) -> str:
-    """All faults as one line: each names its file already; the folder and the count come first if there are several."""
+def _refusal(folder: str | os.PathLike[str], faults: Sequence[str]) -> UserError:
+    """The error for these faults: each names its file already; the folder and the count come first if several."""
     if len(faults) == 1:
-        return faults[0]
-    more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-    return f"{shown(folder)}: {len(faults)} faults: " + "; ".join(faults[:FAULTS_SHOWN]) + more
+        return UserError(faults[0])
+    more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+    return UserError(f"{shown(folder)}: {len(faults)} faults", [*faults[:FAULTS_SHOWN], *more])

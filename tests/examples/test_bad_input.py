@@ -47,7 +47,10 @@ def case(name):
 
 @dataclass(frozen=True)
 class Refused:
-    """A command that has to be refused: one line with all ``words``, and nothing written or deleted."""
+    """A command that has to be refused: one line with all ``words``, and nothing written or deleted.
+
+    Several faults of a data set are a list below that line.
+    """
 
     script: str
     arguments: tuple
@@ -59,10 +62,13 @@ class Refused:
         before = tree(folder)
         ended = run(self.script, *self.arguments, cwd=folder, env=self.env, before=self.before)
         assert ended.code == 2, ended
-        (line,) = ended.err.splitlines()
+        line, *faults = ended.err.splitlines()
         assert line.startswith("error: ")
+        assert len(faults) in (0, *range(2, 22))
+        assert faults == [] or line.endswith(" faults")
+        assert all(fault.startswith("  ") for fault in faults)
         for word in self.words:
-            assert str(word) in line, ended
+            assert str(word) in ended.err, ended
         assert tree(folder) == before
 
 
@@ -250,6 +256,25 @@ def _(place):
     return refused("--data", "data", words=words)
 
 
+@case("03 many images without a mask")
+class _:
+    """A list, and no endless line."""
+
+    def __init__(self, place):
+        place.data()
+        for mask in (place.folder / "data").rglob("*_mask.tif"):
+            mask.unlink()
+
+    def check(self, folder):
+        ended = run("train_lgg", "--data", "data", "--quiet", cwd=folder)
+        first, *faults, last = ended.err.splitlines()
+        assert (ended.code, len(faults)) == (2, 20)
+        assert re.fullmatch(r"error: data: \d+ faults", first)
+        assert re.fullmatch(r"  and \d+ more", last)
+        for fault in faults:
+            assert re.fullmatch(r"  data/\S+\.tif: no mask \S+_mask\.tif beside it; add it, or leave .*", fault)
+
+
 @case("03 --allow-missing leaves out and counts")
 def _(place):
     image, _ = place.data(lambda image, mask: mask.unlink())
@@ -279,7 +304,7 @@ def _(place):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"a_{number}.tif").write_bytes(damaged(good, random)[0])
         (folder / f"a_{number}_mask.tif").write_bytes(sound_files()["mask"])
-    return refused("--data", "data", words=("data: ", " faults: ", "a_10.tif", "; and ", " more"))
+    return refused("--data", "data", words=("data: ", " faults\n  ", "a_10.tif", "\n  and ", " more"))
 
 
 @case("06 sizes differ within a pair")
