@@ -54,7 +54,6 @@ def main(arguments: list[str]) -> None:
         check_results(volumes, output, channels)
         prepared = [predictor.prepare(files) for files in volumes]
 
-        output.mkdir(parents=True, exist_ok=True)
         said = None
         for files, of_volume in zip(volumes, prepared, strict=True):
             for file, image, tiles in predictor.volume(files, of_volume):
@@ -64,6 +63,7 @@ def main(arguments: list[str]) -> None:
                 masks = np.empty((*image.shape[:2], channels), bool)
                 for place, probabilities in tiles:
                     masks[place] = probabilities > options.threshold
+                output.mkdir(parents=True, exist_ok=True)
                 step = -(-max(masks.shape) // OVERLAY_SIDE)
                 for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
                     mask = masks[..., k]

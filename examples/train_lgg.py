@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         if options.resume is not None:
             keep_place_of_data(folder, config["options"]["data"])
         if not progress.finished:
-            again = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+            again = shlex.join(["python", sys.argv[0], f"--resume={folder}"])
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
         stop.exit_if_requested()
         write_curves(folder, progress.history, progress.best_epoch)

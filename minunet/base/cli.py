@@ -102,12 +102,18 @@ def _say(message: str, exit_code: int, traceback_too: bool, below: Sequence[str]
     return exit_code
 
 
+#: Of a longer message only so many characters at either end are printed: a file may have any text in it.
+LONGEST_END = 2000
+
+
 def one_line(text: str) -> str:
     r"""``text`` with its line breaks and other control characters escaped: a file name may hold any of them.
 
     >>> print(one_line("a\nb.tif: empty"))
     a\nb.tif: empty
     """
+    if len(text) > 2 * LONGEST_END:
+        text = f"{text[:LONGEST_END]} ... {text[-LONGEST_END:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -143,6 +149,14 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """As argparse's, but no value may be empty: an unset variable would name the folder one is in."""
+        found = super().parse_args(*arguments, **options)
+        for name, value in vars(found).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(f"--{name.replace('_', '-')}: must not be empty")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls with what is wrong."""

@@ -67,7 +67,9 @@ class Normalization:
         if not isinstance(values, dict) or set(values) != {"kind", "percentiles"}:
             raise ValueError(f"a normalisation must have kind and percentiles, got {values!r}")
         try:
-            low, high = (float(value) for value in values["percentiles"])
+            low, high = values["percentiles"]
+            if not {type(low), type(high)} <= {int, float}:
+                raise TypeError
         except (TypeError, ValueError):
             raise ValueError(
                 f"percentiles must be two ascending numbers in [0, 100], got {values['percentiles']!r}"

@@ -46,6 +46,7 @@ BOUNDS = {
 }
 
 
+@np.errstate(all="ignore")  # weights that overflow are no business of this check
 def difference(
     make: Callable[[UNet, SegmentationLoss], Engine],
     net: UNet,

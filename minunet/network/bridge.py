@@ -29,6 +29,7 @@ names do not say, and the module has to get right:
 
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,18 @@ def export_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     # C-contiguous by to_torch_names: safetensors writes the memory of a NumPy array as it lies, and of a transposed
     # one it would, without a word, write the values in the wrong order.
     state = to_torch_names(net.parameters() | net.buffers())
-    metadata = {
+    data = safetensors.numpy.save(state, _metadata(net))
+    write_bytes(path, data)
+
+
+def _metadata(net: UNet) -> dict[str, str]:
+    return {
         "format": "pt",  # "the layouts are PyTorch's": the loaders of other packages look for it
         "minunet": __version__,
         "config": json_text(net.config, indent=None),
         "batch_norm_eps": repr(net.config["batch_norm_eps"]),
         "concat": "up, skip",
     }
-    data = safetensors.numpy.save(state, metadata)
-    write_bytes(path, data)
 
 
 def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
@@ -142,8 +146,8 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
 
     The file has exactly the arrays that the export of ``net`` would have (the counters of batches may be missing), of
     the same shapes and dtype. Names, shapes and dtypes are checked before an array is read, and the values before one
-    is changed: with an error, ``net`` is as it was. Where the file's metadata gives the eps of batch norm, ``net`` must
-    have the same.
+    is changed: with an error, ``net`` is as it was. Where the file's metadata say what the eps of batch norm and the
+    order of the concat are, ``net`` must have the same.
 
     Raises UserError if the package safetensors is missing, if the file is missing, no safetensors file, or of another
     network, and if it holds a value that is NaN or infinite.
@@ -157,7 +161,7 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             _check_same(path, file, expected)
-            _check_eps(path, (file.metadata() or {}).get("batch_norm_eps"), net.config["batch_norm_eps"])
+            _check_metadata(path, file.metadata() or {}, net)
             state = {name: file.get_tensor(name) for name in expected}
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -165,6 +169,8 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     for name, array in state.items():
         if bad := int(array.size - np.count_nonzero(np.isfinite(array))):
             raise UserError(f"{path}: {name} holds {bad} values that are NaN or infinite, export the weights again")
+        if name.endswith("running_var") and array.min(initial=0) < 0:
+            raise UserError(f"{path}: {name} is a variance below 0, export the weights again")
     for name, array in from_torch_names(state).items():
         live[name][...] = array_module(live[name]).asarray(array)
 
@@ -209,12 +215,15 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _check_eps(path: Path, stored: str | None, here: float) -> None:
-    """Raise UserError if the file says that its network has another eps."""
-    if stored is not None and stored != repr(here):
-        raise UserError(
-            f"{path}: its network has batch_norm_eps {stored!r}, and not {here}, build one with the same eps"
-        )
+def _check_metadata(path: Path, metadata: Mapping[str, str], net: UNet) -> None:
+    """Raise UserError if what the file says of its network is not so of ``net``; a file may say nothing."""
+    expected = _metadata(net)
+    for entry in ("batch_norm_eps", "concat"):
+        if (stored := metadata.get(entry, expected[entry])) != expected[entry]:
+            advice = "load it into a network like the one that it was exported from"
+            raise UserError(
+                f"{path}: its network has {entry} {reprlib.repr(stored)}, not {expected[entry]!r}; {advice}"
+            )
 
 
 def _check_same(path: Path, file: Any, expected: Mapping[str, np.ndarray]) -> None:

@@ -14,7 +14,6 @@ The whole backward pass: docs/derivations/unet_backward.md. Source: Ronneberger,
 batch norm and dropout, as the reference system has them).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -79,8 +78,8 @@ class UNet(Layer):
     Several output channels are independent masks, each with its own sigmoid. The same ``seed`` gives the same
     weights.
 
-    Raises ValueError for a width, a kernel or a channel number below 1, a dropout outside [0, 1), an eps that is not
-    positive, or another dtype: float16 has too few digits for the sums of a backward pass.
+    Raises ValueError for a width, a kernel or a channel number below 1, a dropout outside [0, 1), an eps outside
+    (0, 1], or another dtype: float16 has too few digits for the sums of a backward pass.
 
     >>> import numpy as np
     >>> net = UNet(widths=(8, 16, 32))
@@ -245,6 +244,6 @@ def _check_config(config: dict[str, Any], dtype: str) -> None:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"dropout must be in [0, 1), got {config['dropout']}")
-    if not 0 < config["batch_norm_eps"] < math.inf:
-        raise ValueError(f"batch_norm_eps must be positive and finite, got {config['batch_norm_eps']}")
+    if not 0 < config["batch_norm_eps"] <= 1:  # which is far more than any variance needs
+        raise ValueError(f"batch_norm_eps must be in (0, 1], got {config['batch_norm_eps']}")
     check_choice("dtype", str(dtype), Dtype)

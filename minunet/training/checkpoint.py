@@ -93,7 +93,7 @@ def load_training(
         _check_same_arrays(reader.path, stored, _specs(live))
         steps = _count(reader, "optimizer", "steps")
         updates = 0 if ema is None else _count(reader, "ema", "updates")
-        saved = {name: reader.read(name) for name in live}
+        saved = {name: _read(reader, name) for name in live}
     for name, array in live.items():
         _copy_into(array, saved[name])
     optimizer.steps = steps
@@ -109,6 +109,12 @@ def load_history(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     with Reader(path) as reader:
         return {name.removeprefix(_HISTORY): reader.read(name) for name in reader.specs if name.startswith(_HISTORY)}
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a checkpoint. Raises UserError as :func:`minunet.base.archive.load` does."""
+    with Reader(path) as reader:
+        return reader.metadata
 
 
 def load_net(
@@ -135,7 +141,7 @@ def load_net(
         _check_same_arrays(reader.path, stored, _specs(live))
         _check_own_code(reader, net)
         for name, array in live.items():
-            _copy_into(array, reader.read(name))
+            _copy_into(array, _read(reader, name))
     return net, reader.metadata
 
 
@@ -169,6 +175,14 @@ def _prefixed(prefix: str, arrays: Mapping[str, Array]) -> Arrays:
 
 def _specs(arrays: Mapping[str, Array]) -> dict[str, Spec]:
     return {name: Spec(array.shape, np.dtype(array.dtype)) for name, array in arrays.items()}
+
+
+def _read(reader: Reader, name: str) -> np.ndarray:
+    """The array. Raises UserError if it is a variance below 0, which would make every prediction NaN."""
+    array = reader.read(name)
+    if name.endswith("running_var") and array.min(initial=0) < 0:
+        raise UserError(f"{reader.path}: damaged checkpoint ({name} is negative), {DAMAGED}")
+    return array
 
 
 def _copy_into(target: Array, source: np.ndarray) -> None:

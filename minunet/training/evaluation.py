@@ -9,6 +9,7 @@ import numpy as np
 
 from minunet.base import rng
 from minunet.base.backend import Array, to_device, to_numpy
+from minunet.base.errors import UserError
 from minunet.data.batches import in_chunks, padded, prefetch
 from minunet.data.normalize import Normalization, VolumeStatistics, apply
 from minunet.data.slices import SliceSet
@@ -64,11 +65,17 @@ def predict_slices(
     return found
 
 
+@np.errstate(all="ignore")  # a value that is not finite is found in the result
 def _probabilities(net: UNet, x: Array, flip_average: bool, engine: Engine) -> np.ndarray:
     p = engine.predict(x, net)
     if flip_average:
         p = (p + engine.predict(x[:, :, ::-1], net)[:, :, ::-1]) / 2
-    return to_numpy(p)
+    found = to_numpy(p)
+    if not np.isfinite(found).all():
+        raise UserError(
+            "the network answers with values that are not numbers: its weights overflow, use another checkpoint"
+        )
+    return found
 
 
 def predict_tiles(

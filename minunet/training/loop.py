@@ -4,7 +4,9 @@ It can go on from a checkpoint as if nothing had happened, because all randomnes
 stream, image), and of nothing that would have to be remembered.
 """
 
+import hashlib
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ import numpy as np
 from minunet.base import rng
 from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Array
-from minunet.base.durable import write_text
+from minunet.base.durable import json_text, write_text
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
 from minunet.base.run_folder import next_free_folder
@@ -26,7 +28,7 @@ from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
 from minunet.network.unet import UNet
-from minunet.training.checkpoint import load_history, load_training, save_training
+from minunet.training.checkpoint import load_history, load_metadata, load_training, save_training
 from minunet.training.config import TrainingConfig
 from minunet.training.evaluation import Evaluation, evaluate
 from minunet.training.optim import norms_and_biases
@@ -75,10 +77,12 @@ class Progress:
         """
         try:
             progress = cls(**stored)
+            if missing := {"epoch", "step", "loss_sum", "best_epoch", "best_value", "finished"} - stored.keys():
+                raise ValueError(f"lacks {missing}")
             if columns:
                 values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
                 progress.history = [dict(zip(COLUMNS, row, strict=True)) for row in values]
-            rows = [set(row) == set(COLUMNS) and all(map(_is_number, row.values())) for row in progress.history]
+            rows = [_is_row(row, epoch) for epoch, row in enumerate(progress.history, start=1)]
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise ValueError("no progress of a run") from error
         epoch, best = progress.epoch, progress.best_epoch
@@ -106,7 +110,19 @@ def _is_count(value: Any, largest: int) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an int may be too large for a float
+
+
+def _is_row(row: Mapping[str, Any], epoch: int) -> bool:
+    """Whether ``row`` may be the history's of that epoch."""
+    scores = row.get("train_dice"), row.get("validation_dice")
+    return (
+        set(row) == set(COLUMNS)
+        and all(map(_is_number, row.values()))
+        and row["epoch"] == epoch
+        and row["learning_rate"] >= 0
+        and all(0 <= score <= 1 for score in scores if score is not None)
+    )
 
 
 @dataclass(frozen=True)
@@ -242,29 +258,49 @@ class _Run:
         path = self.folder / "last.npz"
         history = load_history(path)
         found = load_training(path, self.net, self.optimizer, self.ema)
-        data = self.metadata["data"]
-        if not (isinstance(found.get("data"), dict) and "test_slices" in found["data"]):
-            # A run of an earlier version, which noted nothing of its test set.
-            data = {name: value for name, value in data.items() if not name.startswith("test_")}
-        for part, now in (("training", self.metadata["training"]), ("data", data)):
-            if changed := differences(found.get(part), now):
-                raise UserError(
-                    f"{path}: belongs to another run ({'; '.join(changed)}), resume with the same settings and data"
-                )
-        then = {**found["environment"], "engine": found.get("engine", "plain")}
+        self._check_same_run(path, found, "resume with the same settings and data")
+        environment_then = found.get("environment")
+        then = {
+            **(environment_then if isinstance(environment_then, dict) else {}),
+            "engine": found.get("engine", "plain"),
+        }
         if changed := differences(then, environment() | {"engine": self.engine.name}):
             print(f"warning: not as it was, so that the last bits may differ: {'; '.join(changed)}", flush=True)
         try:
             self.progress = Progress.read(found.get("progress"), history, self.config.epochs, self.steps_per_epoch)
+            self._check_progress()
         except ValueError:
             raise UserError(f"{path}: does not say how far its run had come, start a new run") from None
         self._write_history()  # a kill may have come between last.npz and history.csv
-        if self.progress.best_epoch is not None and not (self.folder / "best.npz").exists():
-            best = shown(self.folder / "best.npz")
-            print(f"warning: {best}: missing, the state in last.npz takes its place", flush=True)
+        best = self.folder / "best.npz"
+        if self.progress.best_epoch is not None and not best.exists():
+            print(f"warning: {shown(best)}: missing, the state in last.npz takes its place", flush=True)
             self.progress.best_epoch = self.progress.epoch
             self.progress.best_value = self._value(self.progress.history[-1])
             self.save("best.npz")
+        elif self.progress.best_epoch is not None:
+            self._check_same_run(best, load_metadata(best), "remove it and resume: last.npz takes its place")
+
+    def _check_same_run(self, path: Path, found: Mapping[str, Any], advice: str) -> None:
+        """Raise UserError unless the metadata ``found`` in a checkpoint have the settings and the data of this run."""
+        stored = found.get("data")
+        # Earlier versions noted less of the data.
+        always = "train_slices", "train_sha256", "validation_slices", "validation_sha256"
+        known = {*always, *(stored if isinstance(stored, dict) else ())}
+        data = {name: value for name, value in self.metadata["data"].items() if name in known}
+        for part, now in (("training", self.metadata["training"]), ("data", data)):
+            if changed := differences(found.get(part), now):
+                raise UserError(f"{path}: belongs to another run ({'; '.join(changed)}), {advice}")
+
+    def _check_progress(self) -> None:
+        """Raise ValueError unless the counts of steps, and the best epoch, are those of such a progress."""
+        progress = self.progress
+        steps = progress.epoch * self.steps_per_epoch + progress.step
+        if self.optimizer.steps != steps or (self.ema is not None and self.ema.updates != steps):
+            raise ValueError("other steps")
+        best = progress.best_epoch
+        if best is not None and progress.best_value != self._value(progress.history[best - 1]):
+            raise ValueError("another value of the best epoch")
 
     def train_epoch(self, should_stop: Callable[[], bool] | None, progress_bar: bool) -> bool:
         """Take the steps of this epoch that are not done yet. False if ``should_stop`` said so before its end."""
@@ -442,7 +478,12 @@ def _described(data: TrainingData) -> dict[str, Any]:
     for name, slices in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if slices is not None:
             pixels = sha256_of_arrays({"images": slices.images, "masks": slices.masks})
-            described |= {f"{name}_slices": len(slices), f"{name}_sha256": pixels}
+            whose = json_text([slices.patients, slices.numbers], indent=None)
+            described |= {
+                f"{name}_slices": len(slices),
+                f"{name}_sha256": pixels,
+                f"{name}_patients": hashlib.sha256(whose.encode()).hexdigest(),
+            }
     return described
 
 

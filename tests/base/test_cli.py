@@ -239,3 +239,21 @@ def test_a_fall_back_to_the_cpu_is_announced_in_one_line(capsys, monkeypatch):
     monkeypatch.setattr(backend, "_why_no_gpu", lambda: None)
     assert cli.announce_device("auto") == "cuda"
     assert capsys.readouterr().out == ""
+
+
+def test_a_message_of_a_million_characters_is_cut(capsys):
+    def main(arguments):
+        raise UserError("a" * 10**6 + "b" * 10**6)
+
+    assert cli.run(main, []) == 2
+    assert capsys.readouterr().err == f"error: {'a' * 2000} ... {'b' * 2000}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--output", ""], ["--output="], ["a", ""]])
+def test_an_empty_value_is_no_folder(arguments):
+    parser = cli.Parser()
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--output")
+    assert parser.parse_args(["a", "--output", "b"]).output == "b"
+    with pytest.raises(UserError, match=r"^--(output|images): must not be empty, see --help"):
+        parser.parse_args(arguments)

@@ -24,7 +24,11 @@ def arrays_of(net):
 def random_net(seed=0, dtype="float32", **settings):
     rng = np.random.default_rng(seed)
     net = UNet(**{**SETTINGS, **settings}, dtype=dtype)
-    return map_arrays(net, lambda array: rng.standard_normal(array.shape).astype(array.dtype))
+    net = map_arrays(net, lambda array: rng.standard_normal(array.shape).astype(array.dtype))
+    for name, array in net.buffers().items():
+        if name.endswith("running_var"):
+            array[...] = abs(array)
+    return net
 
 
 def bits(arrays):
@@ -175,9 +179,29 @@ def test_another_eps_is_another_network(safetensors, tmp_path):
     path = tmp_path / "net.safetensors"
     export_safetensors(path, random_net(batch_norm_eps=0.1))
     assert refused(path, random_net(1)).startswith(
-        "its network has batch_norm_eps '0.1', and not 0.001, build one with"
+        "its network has batch_norm_eps '0.1', not '0.001'; load it into a network"
     )
     import_safetensors(path, random_net(1, batch_norm_eps=0.1))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("concat", "skip, up"), ("concat", "x" * 10**6), ("batch_norm_eps", "1e-5"), ("batch_norm_eps", "")],
+)
+def test_a_file_of_another_module_is_refused(safetensors, tmp_path, entry, value):
+    path = tmp_path / "net.safetensors"
+    safetensors.save_file(to_torch_names(arrays_of(random_net())), path, {entry: value})
+    message = refused(path, random_net(1))
+    assert message.startswith(f"its network has {entry} ")
+    assert len(message) < 200
+
+
+def test_a_variance_below_0_is_refused(safetensors, tmp_path):
+    path = tmp_path / "net.safetensors"
+    net = random_net()
+    net.bottleneck.norm2.running_var[0] = -1e-30
+    export_safetensors(path, net)
+    assert refused(path, random_net(1)).startswith("bottleneck.norm2.running_var is a variance below 0")
 
 
 def leaky():

@@ -389,8 +389,8 @@ def test_a_batch_that_leaves_batch_norm_a_single_value_is_refused():
     ("config", "message"),
     [
         ({"widths": ()}, r"^widths must be .*got \(\)"),
-        ({"batch_norm_eps": 0.0}, "^batch_norm_eps must be positive and finite, got 0.0"),
-        ({"batch_norm_eps": float("nan")}, "^batch_norm_eps must be positive and finite, got nan"),
+        ({"batch_norm_eps": 0.0}, r"^batch_norm_eps must be in \(0, 1\], got 0.0"),
+        ({"batch_norm_eps": float("nan")}, r"^batch_norm_eps must be in \(0, 1\], got nan"),
         ({"dtype": "float16"}, "^dtype must be 'float32' or 'float64', got 'float16'"),
         ({"widths": (4, 0)}, r"^widths must be .*got \(4, 0\)"),
         ({"in_channels": 0}, "^in_channels must be at least 1, got 0"),

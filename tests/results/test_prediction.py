@@ -209,6 +209,13 @@ def files(tmp_path, checkpoint):
     save(tmp_path / "plain.npz", normalization=scale, image_size=16)
     save(tmp_path / "grey.npz", UNet(in_channels=1, widths=(2,)), normalization=scale, image_size=16)
     (tmp_path / "trained.npz").write_bytes(checkpoint.read_bytes())
+    overflowing, negative = UNet(widths=(2, 4)), UNet(widths=(2, 4))
+    for array in overflowing.parameters().values():
+        array[...] = np.random.default_rng(0).choice(np.float32([-3e38, 3e38]), array.shape)
+    negative.bottleneck.norm1.running_var[...] = -1
+    save(tmp_path / "overflowing.npz", overflowing, normalization=scale, image_size=16)
+    save(tmp_path / "negative.npz", negative, normalization=scale, image_size=16)
+    save(tmp_path / "huge_percentile.npz", normalization={**scale, "percentiles": [0, 10**400]}, image_size=16)
     return tmp_path
 
 
@@ -222,6 +229,10 @@ def files(tmp_path, checkpoint):
         (("odd_size.npz", "good.png"), "image_size must be a multiple of 2 for a network of this depth, got 17"),
         (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
         (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
+        (("overflowing.npz", "good.png"), "the network answers with values that are not numbers"),
+        (("negative.npz", "good.png"), "damaged checkpoint (buffers/bottleneck.norm1.running_var is negative)"),
+        (("huge_percentile.npz", "good.png"), "percentiles must be two ascending numbers in [0, 100]"),
+        (("plain.npz", ""), "--images: must not be empty"),
         (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
         (("grey.npz", "good.png"), "good.png: 3 channels, but the network was trained on images of 1"),
         (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minunet.base.errors import UserError
 from minunet.data.normalize import apply
 from minunet.data.slices import SliceSet
 from minunet.network.loss import SegmentationLoss
@@ -109,3 +110,11 @@ def test_what_is_found_in_the_padding_does_not_count():
     assert found.sum() == 8 * 16 + 16 * 4
     dice = 2 * slices.masks.sum() / (slices.masks.sum() + 8 * 16 + 16 * 4)
     assert evaluate(net, slices, NORMALIZATION.statistics(slices), loss).dice == pytest.approx(dice, rel=1e-12)
+
+
+@pytest.mark.parametrize("side", [None, 20])
+def test_an_answer_that_is_not_a_number_is_no_empty_mask(side):
+    slices, net = of_sizes([(8, 8)]), tiny_net(dtype="float32")
+    net.bottleneck.norm1.gamma[...] = 3e38
+    with pytest.raises(UserError, match="^the network answers with values that are not numbers"):
+        predict_slices(net, slices, NORMALIZATION, side=side)

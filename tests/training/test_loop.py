@@ -192,13 +192,64 @@ def test_what_is_not_as_it_was_is_said_on_resuming(slices, tmp_path, monkeypatch
     assert line == f"warning: not as it was, so that the last bits may differ: numpy was {np.__version__!r}, is '1.0'"
 
 
+def renamed(part, **changes):
+    return replace(part, **changes)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_slices_of_other_patients_are_other_data(slices, tmp_path, part):
+    """The same pixels in the same order; but what is one patient, and which slice it is, is part of the data."""
+    run(slices, tmp_path, should_stop=stop_after(5))
+    for change in ({"patients": ("one",) * len(slices[part])}, {"numbers": tuple(n + 1 for n in slices[part].numbers)}):
+        if "patients" in change:
+            change["numbers"] = tuple(range(len(slices[part])))
+        other = list(slices)
+        other[part] = renamed(slices[part], **change)
+        name = ("train", "validation")[part]
+        with pytest.raises(UserError, match=rf"last\.npz: belongs to another run \({name}_patients was "):
+            run(other, tmp_path, resume=True)
+    assert run(slices, tmp_path, resume=True).finished
+
+
+def test_the_best_epoch_of_another_run_is_not_taken_for_this_ones(slices, tmp_path):
+    run(slices, tmp_path / "a")
+    run(slices, tmp_path / "b", replace(CONFIG, seed=1))
+    (tmp_path / "a" / "best.npz").write_bytes((tmp_path / "b" / "best.npz").read_bytes())
+    with pytest.raises(
+        UserError, match=r"best\.npz: belongs to another run \(seed was 1, is 0\), remove it and resume"
+    ):
+        run(slices, tmp_path / "a", resume=True)
+    (tmp_path / "a" / "best.npz").unlink()
+    assert run(slices, tmp_path / "a", resume=True).finished
+
+
+@pytest.mark.parametrize(
+    "change", [{"optimizer": {"steps": 0}}, {"optimizer": {"steps": 2**62}}, {"ema": {"updates": 0}}]
+)
+def test_counts_of_steps_that_are_not_those_of_the_progress_are_refused(slices, tmp_path, change):
+    run(slices, tmp_path, should_stop=stop_after(5))
+    arrays, metadata = load(tmp_path / "last.npz")
+    save(tmp_path / "last.npz", arrays, metadata | change)
+    with pytest.raises(UserError, match=r"last\.npz: does not say how far its run had come"):
+        run(slices, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("environment", [None, [], 5, {}])
+def test_without_its_environment_a_run_goes_on_with_a_warning(slices, tmp_path, capsys, environment):
+    run(slices, tmp_path, should_stop=stop_after(5))
+    arrays, metadata = load(tmp_path / "last.npz")
+    save(tmp_path / "last.npz", arrays, metadata | {"environment": environment})
+    assert run(slices, tmp_path, resume=True).finished
+    assert capsys.readouterr().out.startswith("warning: not as it was, so that the last bits may differ: ")
+
+
 GOOD = {
     "epoch": 1,
     "step": 2,
     "loss_sum": 0.5,
     "best_epoch": 1,
     "best_value": 0.25,
-    "history": [dict.fromkeys(loop.COLUMNS, 0.5)],
+    "history": [dict.fromkeys(loop.COLUMNS, 0.5) | {"epoch": 1}],
     "finished": False,
 }
 
@@ -229,6 +280,12 @@ GOOD = {
         {"history": {"0": GOOD["history"][0]}},
         {"history": [{"epoch": 1}]},
         {"history": [GOOD["history"][0] | {"train_loss": "low"}]},
+        {"history": [GOOD["history"][0] | {"epoch": 2}]},
+        {"history": [GOOD["history"][0] | {"train_dice": 1.5}]},
+        {"history": [GOOD["history"][0] | {"validation_dice": -0.5}]},
+        {"history": [GOOD["history"][0] | {"learning_rate": -1.0}]},
+        {"loss_sum": 10**400},
+        {"best_value": -(10**400)},
         {"history": [GOOD["history"][0] | {"train_loss": math.nan}]},
         {"finished": 0},
         {"finished": None},
@@ -240,6 +297,13 @@ def test_progress_that_cannot_be_that_of_the_run_is_refused(change):
     assert loop.Progress.read(GOOD, {}, epochs=3, steps=3) == loop.Progress(**GOOD)
     with pytest.raises(ValueError, match="no progress of"):
         loop.Progress.read(GOOD | change, {}, epochs=3, steps=3)
+
+
+@pytest.mark.parametrize("missing", GOOD)
+def test_progress_that_lacks_an_entry_is_refused(missing):
+    """With the default in its place a run would begin anew, with the weights that it has."""
+    with pytest.raises(ValueError, match="no progress of"):
+        loop.Progress.read({name: value for name, value in GOOD.items() if name != missing}, {}, epochs=3, steps=3)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +337,7 @@ def test_what_is_no_progress_is_refused(stored):
 @pytest.mark.parametrize("epochs", [0, 1, 20_000])
 def test_a_history_comes_back_to_the_last_bit(epochs):
     random = np.random.default_rng(0)
-    history = [dict(zip(loop.COLUMNS, (n + 1, *random.normal(size=5).tolist()), strict=True)) for n in range(epochs)]
+    history = [dict(zip(loop.COLUMNS, (n + 1, *random.random(size=5).tolist()), strict=True)) for n in range(epochs)]
     best = {"best_epoch": 1, "best_value": 0.1} if epochs else {}
     progress = loop.Progress(epoch=epochs, history=history, **best)
     found = loop.Progress.read(*progress.stored(), epochs=20_001, steps=3)
