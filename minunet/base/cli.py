@@ -195,6 +195,13 @@ def number(rule: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
     return parse
 
 
+def name(text: str) -> str:
+    """An argument type: a name of a few letters, for messages and pictures."""
+    if not (text.strip() and text.isprintable() and len(text) <= 40):
+        raise argparse.ArgumentTypeError(f"must be 1 to 40 printable letters, got {reprlib.repr(text)}")
+    return text
+
+
 positive_int = integer(1)
 non_negative_int = integer(0)
 seed = integer(0, 2**63 - 1)

@@ -3,8 +3,9 @@
 A file is not to be trusted: it may be cut short, be something else under the name of a picture, claim a size that
 fills the memory, or be a pipe that never ends. ``_open`` is the only door in.
 
-An image of 16 bits a channel is refused, and not scaled: a scanner fills 12 of the 16, or 10, or all, so that one file
-does not tell the scale, and Pillow would keep the upper 8 bits, in which 12-bit data have 16 grey values left.
+An image comes as its file has it: grey or RGB, of 8 or 16 bits a channel. A microscope or scanner often fills 12 of the
+16 bits. That is 16-bit data like any other, and nothing is scaled here: one file does not tell the scale, and the
+normalisation by volume (``data.normalize``) needs none.
 """
 
 import io
@@ -20,24 +21,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from minunet.base.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFile
+    from PIL import ImageFile
 
 #: No image above this many pixels is decoded: 8192 x 8192.
 MAX_PIXELS = 64 * 2**20
-#: No file above this many bytes is opened: more than any such image needs.
-MAX_BYTES = 4 * MAX_PIXELS
+#: No file above this many bytes is opened: RGB of 16 bits needs six a pixel.
+MAX_BYTES = 6 * MAX_PIXELS
 #: So many bytes are read before the size of the image must be known: a list of a million strips is not read to its end.
 MAX_HEADER_BYTES = 2 * 2**20
 
-#: Files of a folder with another ending are no images.
-IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+#: What a file must be, by its ending, in Pillow's names. Files of a folder with another ending are no images.
+FORMATS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 #: Masks, and the overlays that examples/predict.py writes, are no images; with several classes they are numbered.
 _NO_IMAGE = re.compile(r".*_(mask|overlay)\d*", re.IGNORECASE | re.DOTALL)
@@ -57,14 +58,14 @@ def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
         try:
             if path.is_dir():
                 visible = (file for file in sorted(path.iterdir()) if not file.name.startswith("."))
-                files = [file for file in visible if file.suffix.lower() in IMAGE_ENDINGS]
+                files = [file for file in visible if file.suffix.lower() in FORMATS]
             else:
                 files = [path]
         except OSError as error:
             raise UserError(f"{shown(path)}: cannot be read ({error.strerror}), check its permissions") from None
         images = [file for file in files if not _NO_IMAGE.fullmatch(file.stem)]
         if not images:
-            endings = ", ".join(IMAGE_ENDINGS)
+            endings = ", ".join(FORMATS)
             raise UserError(
                 f"{shown(path)}: no image found, give images ({endings}; masks and overlays left out) or their folder"
             )
@@ -75,78 +76,110 @@ def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
     return [list(files) for files in volumes.values()]
 
 
-def read_image(
-    path: str | os.PathLike[str], size: int | None = None, formats: Sequence[str] = ("TIFF", "PNG", "JPEG")
-) -> np.ndarray:
-    """One image as uint8 (H, W, 3), resized to ``size`` x ``size`` if a size is given.
+class Kind(NamedTuple):
+    """What all images of a set, and those that its network predicts, have in common."""
 
-    It is turned and mirrored as its orientation says (an EXIF or TIFF tag), and so is a mask.
+    channels: int
+    bits: int  # a channel: 8 or 16
 
-    Raises UserError, naming the file, unless it is a regular file that holds one 8-bit RGB image in one of
-    ``formats`` (Pillow's names).
+    def __str__(self) -> str:
+        colours = {1: "grey", 3: "RGB"}
+        return f"{colours.get(self.channels, f'{self.channels} channels')} of {self.bits} bits"
+
+
+def kind_of(image: np.ndarray) -> Kind:
+    """The kind of an image, uint8 or uint16 (H, W, C).
+
+    >>> print(kind_of(np.zeros((4, 4, 1), np.uint16)))
+    grey of 16 bits
+    """
+    return Kind(image.shape[2], 8 * image.itemsize)
+
+
+def read_image(path: str | os.PathLike[str], size: int | None = None, kind: Kind | None = None) -> np.ndarray:
+    """One image, uint8 or uint16 (H, W, C), C = 1 or 3, resized to ``size`` x ``size`` if a size is given.
+
+    The values are those that the file stores; 12-bit data come as uint16. The image is turned and mirrored as its
+    orientation says (an EXIF or TIFF tag), and so is a mask. ``kind`` is the only one that is taken, such as that of
+    the images that a network was trained on; None takes all.
+
+    Raises UserError, naming the file, unless it is a regular file of the format that its ending says (any of TIFF,
+    PNG and JPEG for another ending), and holds one grey or RGB image of 8 or 16 bits, of that kind.
     """
     with pillow_warnings():
-        image = decode_image(Path(path), formats)
-    return image if size is None else resize_image(image, size)
+        image = decode_image(Path(path))
+    if kind is not None and kind_of(image) != kind:
+        raise UserError(f"{shown(path)}: {kind_of(image)}, but the network was trained on {kind}; convert it")
+    return image if size is None else resize_image(image, size, size)
 
 
-def read_mask(path: str | os.PathLike[str], formats: Sequence[str] = ("TIFF", "PNG")) -> np.ndarray:
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """One mask as uint8 (H, W) of 0 and 1.
 
     The values are those that the file stores. A TIFF may say that 0 is to be shown as white ("photometric
     interpretation" 0), as tifffile does of boolean arrays and ImageJ of masks with its inverting colour table; what
-    they call true or 255 is the tumour all the same.
+    they call true or 255 is the foreground all the same.
 
-    Raises UserError, naming the file, unless it is a regular file that holds one image of one channel whose values
-    are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535.
+    Raises UserError, naming the file, unless it is a regular TIFF or PNG file, as its ending says, that holds one
+    image of one channel whose values are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535.
     """
     with pillow_warnings():
-        return decode_mask(Path(path), formats)
+        return decode_mask(Path(path))
 
 
-def decode_image(path: Path, formats: Sequence[str]) -> np.ndarray:
+def decode_image(path: Path) -> np.ndarray:
     """As :func:`read_image`, for callers that are within :func:`pillow_warnings` already."""
-    with _open(path, formats) as picture:
-        if picture.mode == "L":
-            raise UserError(
-                f"{shown(path)}: one grey channel, expected 8-bit RGB (three channels); "
-                'if it is to count as all three, save Image.open(path).convert("RGB")'
-            )
-        if picture.mode != "RGB":
-            raise UserError(f"{shown(path)}: {_described(picture)}, expected 8-bit RGB (three channels); convert it")
-        return np.array(picture)
+    with _open(path) as (picture, bits):
+        taken = picture.mode in ("L", "RGB") or picture.mode.startswith("I;16")
+        if not taken or _channels_in_file(picture) != len(picture.getbands()):
+            expected = "expected grey or RGB of 8 or 16 bits"
+            raise UserError(f"{shown(path)}: {_described(picture)}, {expected}; convert it")
+        if bits == 16 and _is_planar(picture):  # these Pillow reads wrongly
+            raise UserError(f"{shown(path)}: RGB of 16 bits, plane by plane; save it pixel by pixel (interleaved)")
+        image = _stored(picture)
+    if picture.mode == "RGB" and bits == 16:
+        # Pillow keeps the first byte of each value. Told that the bytes stand the other way round, it keeps the second.
+        with _open(path, low_bytes=True) as (picture, _):
+            image = 256 * image.astype(np.uint16) + np.array(picture)
+    return image.reshape(*image.shape[:2], -1)
 
 
-def decode_mask(path: Path, formats: Sequence[str]) -> np.ndarray:
+def decode_mask(path: Path) -> np.ndarray:
     """As :func:`read_mask`, for callers that are within :func:`pillow_warnings` already."""
-    with _open(path, formats, bits=16) as picture:
+    if FORMATS.get(path.suffix.lower()) == "JPEG":
+        raise UserError(f"{shown(path)}: a mask as JPEG, which changes its values; save the mask as PNG or TIFF")
+    with _open(path) as (picture, _):
         if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
             raise UserError(
                 f"{shown(path)}: {_described(picture)}, expected a mask of one channel (8-bit grey or 1-bit); "
-                "save it as one, tumour 255 and all else 0"
+                "save it as one, the foreground 255 and all else 0"
             )
-        mask = np.array(picture)
-        if _is_white_at_0(picture):
-            mask = ~mask
-    tumour = mask != 0
-    if mask.max() not in (0, 1, 255, 65535) or np.any(tumour & (mask != mask.max())):
+        mask = _stored(picture)
+    foreground = mask != 0
+    if mask.max() not in (0, 1, 255, 65535) or np.any(foreground & (mask != mask.max())):
         values = np.unique(mask)
         listed = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
         raise UserError(
             f"{shown(path)}: a mask with the values {listed}; expected 0 and 255, or 0 and 1: threshold it first"
         )
-    return tumour.astype(np.uint8)
+    return foreground.astype(np.uint8)
 
 
 @contextmanager
-def _open(path: Path, formats: Sequence[str], bits: int = 8) -> "Iterator[ImageFile.ImageFile]":
-    """The decoded picture in ``path``. Whatever goes wrong, here or in the body, is a UserError that names the file."""
+def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.ImageFile, int]]":
+    """The decoded picture in ``path``, and its bits a channel in the file.
+
+    ``low_bytes`` asks for the second byte of each value of a 16-bit RGB picture, in place of the first. Whatever goes
+    wrong, here or in the body, is a UserError that names the file.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    named = FORMATS.get(path.suffix.lower())
+    formats = ("TIFF", "PNG", "JPEG") if named is None else (named,)
     try:
         if size_of(path) > MAX_BYTES:
             raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
-        with _Reader(path.open("rb", buffering=0)) as file, Image.open(file, formats=tuple(formats)) as picture:
+        with _Reader(path.open("rb", buffering=0)) as file, Image.open(file, formats=formats) as picture:
             # The header alone has been read. Nothing is decoded before its size is known to be sane.
             width, height = picture.size
             if width * height > MAX_PIXELS:
@@ -155,16 +188,16 @@ def _open(path: Path, formats: Sequence[str], bits: int = 8) -> "Iterator[ImageF
                 )
             if getattr(picture, "is_animated", False):  # and not n_frames, which follows a chain of any length
                 raise UserError(f"{shown(path)}: more than one picture in the file; save them one by one")
-            if _bits(picture) > bits:
-                raise UserError(
-                    f"{shown(path)}: {_bits(picture)} bits a channel, expected 8; scale it to 0 ... 255, "
-                    "all slices of a patient by the same factor"
-                )
+            bits = _bits(picture)
+            if bits > 16:
+                raise UserError(f"{shown(path)}: {bits} bits a channel, expected 8 or 16; scale all images alike")
+            if low_bytes:
+                picture.tile = [tile._replace(args=_bytes_swapped(tile.args)) for tile in picture.tile]
             file.allowance = math.inf
             with _STDERR_SILENCED if _is_compressed(picture) else nullcontext():
                 picture.load()
             ImageOps.exif_transpose(picture, in_place=True)  # a TIFF's, Pillow has done already
-            yield picture
+            yield picture, bits
     except UserError:
         raise
     except Exception as error:
@@ -270,6 +303,37 @@ def _bits(picture: "ImageFile.ImageFile") -> int:
     return 16 if ";16" in str(picture.tile) else 8
 
 
+def _bytes_swapped(args: Any) -> Any:
+    """What a decoder of Pillow's is told of a 16-bit RGB picture, with the bytes of each value the other way round."""
+    swapped = {"RGB;16L": "RGB;16B", "RGB;16B": "RGB;16L"}
+    swapped["RGB;16N"] = swapped["RGB;16L" if sys.byteorder == "little" else "RGB;16B"]  # N: native
+    return swapped[args] if isinstance(args, str) else (swapped[args[0]], *args[1:])
+
+
+def _channels_in_file(picture: "ImageFile.ImageFile") -> int:
+    """How many channels the file has: of a TIFF with more than three Pillow may show three without a word."""
+    from PIL import TiffImagePlugin
+
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return int(picture.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    return len(picture.getbands())
+
+
+def _is_planar(picture: "ImageFile.ImageFile") -> bool:
+    from PIL import TiffImagePlugin
+
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.mode != "RGB":
+        return False
+    return bool(picture.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2)
+
+
+def _stored(picture: "ImageFile.ImageFile") -> np.ndarray:
+    """The values that the file stores, in this machine's byte order."""
+    pixels = np.array(picture)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return ~pixels if _is_white_at_0(picture) else pixels
+
+
 def _is_white_at_0(picture: "ImageFile.ImageFile") -> bool:
     """Whether Pillow has swapped black and white, as a TIFF can ask for: of 1 and 8 bits it does, of 16 it does not."""
     from PIL import TiffImagePlugin
@@ -279,33 +343,63 @@ def _is_white_at_0(picture: "ImageFile.ImageFile") -> bool:
     return picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """``image``, uint8 (H, W, 3), at ``size`` x ``size`` pixels; the same array if it has that size.
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image of ``height`` x ``width`` whose longer side becomes ``size``: the ratio is kept.
+
+    >>> fitted(600, 800, 128), fitted(7, 7, 128), fitted(1, 1000, 128)
+    ((96, 128), (128, 128), (1, 128))
+    """
+    longer = max(height, width)
+    rows, columns = ((2 * side * size + longer) // (2 * longer) for side in (height, width))  # rounded
+    return max(1, rows), max(1, columns)
+
+
+def place(canvas: np.ndarray, image: np.ndarray) -> None:
+    """Writes ``image`` (h, w, ...) to the top left of ``canvas`` (H, W, ...); the rest repeats its last row and column.
+
+    >>> canvas = np.zeros((3, 4), int)
+    >>> place(canvas, np.array([[1, 2], [3, 4]]))
+    >>> canvas
+    array([[1, 2, 2, 2],
+           [3, 4, 4, 4],
+           [3, 4, 4, 4]])
+    """
+    height, width = image.shape[:2]
+    canvas[:height, :width] = image
+    canvas[:height, width:] = image[:, -1:]
+    canvas[height:] = canvas[height - 1]
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``image``, uint8 or uint16 (H, W, C), at ``height`` x ``width`` pixels; the same array if it has that size.
 
     Bilinear, and where it shrinks the triangle is as wide as the step between the new pixels: every old
     pixel counts, none is skipped (anti-aliasing).
     """
     from PIL import Image
 
-    if image.shape[:2] == (size, size):
+    if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2])]
+    resized = [np.asarray(channel.resize((width, height), Image.Resampling.BILINEAR)) for channel in channels]
+    return np.stack(resized, axis=-1)
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """``mask``, uint8 (H, W) of 0 and 1, at ``size`` x ``size``: 1 where at least half of the new pixel's area is 1.
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``mask``, uint8 (H, W) of 0 and 1, at ``height`` x ``width``: 1 where at least half of the new pixel's area is 1.
 
-    >>> resize_mask(np.array([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8), 2)
+    >>> resize_mask(np.array([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8), 2, 2)
     array([[1, 0],
            [0, 0]], dtype=uint8)
     """
-    height, width = mask.shape
-    if (height, width) == (size, size) or not mask.any():
-        return mask if (height, width) == (size, size) else np.zeros((size, size), np.uint8)
+    if mask.shape == (height, width):
+        return mask
+    if not mask.any():
+        return np.zeros((height, width), np.uint8)
     # In bands of 256 rows, so that the product's float64 copy of a large mask does not fill the memory.
-    rows = _overlaps(height, size)
-    area = sum(rows[:, i : i + 256] @ mask[i : i + 256] for i in range(0, height, 256)) @ _overlaps(width, size).T
-    return (2 * area >= height * width).astype(np.uint8)
+    rows, columns = _overlaps(mask.shape[0], height), _overlaps(mask.shape[1], width)
+    area = sum(rows[:, i : i + 256] @ mask[i : i + 256] for i in range(0, len(mask), 256)) @ columns.T
+    return (2 * area >= mask.size).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
@@ -320,9 +414,11 @@ def _overlaps(old: int, new: int) -> np.ndarray:
     return np.maximum(ends, 0).astype(np.float64)
 
 
-def _described(picture: "Image.Image") -> str:
+def _described(picture: "ImageFile.ImageFile") -> str:
     """The channels of a picture, in words."""
-    words = {"RGB": "RGB", "RGBA": "RGB with transparency", "LA": "grey with transparency", "P": "palette colours"}
+    words = {"RGBA": "RGB with transparency", "LA": "grey with transparency", "P": "palette colours", "1": "1 bit"}
+    channels = _channels_in_file(picture)
+    words |= {"L": f"{channels} channels", "RGB": "RGB" if channels == 3 else f"{channels} channels"}
     return words.get(picture.mode, f"mode {picture.mode}")
 
 

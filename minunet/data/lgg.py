@@ -1,11 +1,17 @@
-"""Reads LGG-MRI as Kaggle has it ("lgg-mri-segmentation", Buda et al. 2019), and any folder laid out like it::
+"""Reads folders of images and masks: LGG-MRI as Kaggle has it ("lgg-mri-segmentation", Buda et al. 2019), and yours.
+
+::
 
     kaggle_3m/
-        TCGA_CS_4941_19960909/              one folder a patient: the patient's name, and maybe _<date>
-            TCGA_CS_4941_19960909_1.tif         image, 8-bit RGB: pre-contrast, FLAIR, post-contrast
+        TCGA_CS_4941_19960909/              one folder a group, here a patient: the name, and maybe _<date>
+            TCGA_CS_4941_19960909_1.tif         image: of LGG-MRI pre-contrast, FLAIR, post-contrast as RGB
             TCGA_CS_4941_19960909_1_mask.tif    mask, one channel: 0 and 255, 0 and 1, 0 and 65535, or 1-bit
             ...
             TCGA_CS_4941_19960909_10.tif        comes after 9, not after 1: numbers are sorted as numbers
+
+An image and its mask are paired by their whole names: ``NAME.png`` and ``NAME_mask.png``, or, if two folders are named,
+``image/NAME.png`` and ``label/NAME.tif``. Both may lie in group folders or directly in the data folder; there each
+image is a group of its own.
 
 A folder of data is read once, before any training, and everything that is wrong in it is said at once, by file name.
 """
@@ -13,16 +19,31 @@ A folder of data is read once, before any training, and everything that is wrong
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from minunet.base.errors import UserError
-from minunet.data.images import decode_image, decode_mask, pillow_warnings, pixels_of, resize_image, resize_mask, shown
-from minunet.data.slices import SliceSet
+from minunet.data.images import (
+    FORMATS,
+    Kind,
+    decode_image,
+    decode_mask,
+    fitted,
+    kind_of,
+    pillow_warnings,
+    pixels_of,
+    place,
+    resize_image,
+    resize_mask,
+    shown,
+)
+from minunet.data.slices import LGG, SliceSet, Words
 
 #: So many faults of a data set are spelled out; the others are counted.
 FAULTS_SHOWN = 20
@@ -30,8 +51,9 @@ FAULTS_SHOWN = 20
 #: Files are decoded in so many threads.
 THREADS = min(4, os.cpu_count() or 1)
 
-_LAYOUT = "<patient>/<name>_<number>.tif with <name>_<number>_mask.tif beside it"
-_FILE_NAME = re.compile(r"(?P<stem>.+?)_(?P<number>\d{1,9})(?P<mask>_mask)?\.tiff?", re.IGNORECASE | re.DOTALL)
+_LGG_FOLDER = re.compile(r"(TCGA|PHANTOM)_.+_\d{8}", re.DOTALL)
+_MASK_SUFFIX = "_mask"
+_LAYOUT = "NAME.png and NAME_mask.png (or TIFF) side by side, or two folders given by --folders IMAGES MASKS"
 
 
 class Pair(NamedTuple):
@@ -46,9 +68,12 @@ class Pair(NamedTuple):
 class Listing(NamedTuple):
     """What a folder holds, by file names alone."""
 
-    pairs: list[Pair]  # in the order of patients, then of slice numbers
+    root: Path  # the folder of the groups' folders, or of the images
+    pairs: list[Pair]  # in the order of groups, then of slice numbers
     unpaired: list[Path]  # images without a mask and masks without an image
     faults: list[str]  # what else is wrong, one line each
+    words: Words
+    folders: Sequence[str] | None  # the names of the two folders of images and masks, if there are any
 
 
 def patient_id(folder_name: str) -> str:
@@ -59,72 +84,109 @@ def patient_id(folder_name: str) -> str:
     >>> patient_id("TCGA_CS_4941_19960909"), patient_id("anna"), patient_id(os.fsdecode(b"ren\xe9"))
     ('TCGA_CS_4941', 'anna', 'ren\\udce9')
     """
-    name = re.sub(r"(?<=.)_\d{8}\Z", "", folder_name)
+    return _as_text(re.sub(r"(?<=.)_\d{8}\Z", "", folder_name))
+
+
+def _as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_folder(
     folder: str | os.PathLike[str],
-    size: int,
+    size: int | None,
     *,
     allow_missing: bool = False,
     limit: int | None = None,
     patients: Sequence[str] | None = None,
+    folders: Sequence[str] | None = None,
+    invert_masks: bool = False,
+    target_name: str | None = None,
 ) -> SliceSet:
-    """All slices below ``folder``, resized to ``size`` x ``size`` pixels (a side ratio other than 1 is not kept).
+    """All slices below ``folder``: uint8 or uint16 images of one or three channels, as the files have them.
 
-    folder         the folder of the patients' folders, or one that holds it under the name ``kaggle_3m``
+    folder         the folder of the groups' folders or of the images, or one that holds it as ``kaggle_3m``
+    size           the longer side of each image in the result, in pixels. The ratio of the sides is kept: what is left
+                   of the square is padding (see ``images.place``; in masks 0), and the result's ``extents`` say so.
+                   None: each image at its own size, padded to the largest height and width
     allow_missing  leave out an image without a mask and a mask without an image (they are listed in the
                    result's ``skipped``) instead of refusing the folder
     limit          read the first so many slices only, in the order of the result (the reference reads 1600)
-    patients       read these patients only (names as in ``patient_id``)
+    patients       read these groups only (names as in ``patient_id``)
+    folders        the names of two folders, of images and of masks, see :func:`list_folder`
+    invert_masks   swap 0 and 1 in every mask
+    target_name    what the masks mark, for messages and pictures; None: tumour in LGG-MRI, else foreground
 
     Raises UserError with everything that is wrong, and ValueError if ``size`` or ``limit`` is below 1.
     """
-    if size < 1:
+    if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 or None, got {limit}")
-    pairs, unpaired, faults = list_folder(folder, patients=patients)
-    if not allow_missing:
-        faults += missing_partners(unpaired)
-    pairs = pairs[:limit]
+    listing = list_folder(folder, patients=patients, folders=folders)
+    faults = listing.faults + ([] if allow_missing else missing_partners(listing))
+    listing = listing._replace(pairs=listing.pairs[:limit])
 
-    images = np.empty((len(pairs), size, size, 3), np.uint8)
-    masks = np.empty((len(pairs), size, size, 1), np.uint8)
+    pairs = listing.pairs
+
+    # How large the arrays must be, and of which kind. With a size the first image is enough to know; whatever is wrong
+    # is found again, and said, by the reading below.
+    shapes: list[tuple[int, ...]] = []
+    kinds: list[Kind] = []
+
+    def look(index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        shapes.append(image.shape[:2])
+        kinds.append(kind_of(image))
+
+    read_pairs(listing._replace(pairs=pairs[:1]) if size is not None else listing, look)
+    height, width = np.max(shapes or [(1, 1)], axis=0).tolist() if size is None else (size, size)
+    kind = kinds[0] if kinds else Kind(3, 8)
+    images = np.empty((len(pairs), height, width, kind.channels), f"uint{kind.bits}")
+    masks = np.zeros((len(pairs), height, width, 1), np.uint8)
+    extents = np.empty((len(pairs), 2), int)
 
     def keep(index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        if kind_of(image) != kind:
+            return  # a fault of the set
         # Resized at once and put in its place, so that at no time more than a few full-size slices are in memory.
-        images[index], masks[index, ..., 0] = resize_image(image, size), resize_mask(mask, size)
+        rows, columns = mask.shape
+        if size is not None:
+            rows, columns = fitted(rows, columns, size)
+        place(images[index], resize_image(image, rows, columns))
+        masks[index, :rows, :columns, 0] = resize_mask(mask, rows, columns)
+        extents[index] = rows, columns
 
-    faults += read_pairs(pairs, keep)
+    faults += read_pairs(listing, keep, invert_masks=invert_masks)
     if faults:
         raise _refusal(folder, faults)
-    if not pairs:
-        raise UserError(no_pairs(folder))
     return SliceSet(
         images=images,
         masks=masks,
         patients=tuple(pair.patient for pair in pairs),
         numbers=tuple(pair.number for pair in pairs),
         files=tuple(str(pair.image) for pair in pairs),
-        skipped=tuple(str(path) for path in unpaired),
+        skipped=tuple(str(path) for path in listing.unpaired),
+        extents=None if (extents == (height, width)).all() else extents,
+        words=listing.words if target_name is None else replace(listing.words, target=target_name),
     )
 
 
-def read_pairs(pairs: Sequence[Pair], use: Callable[[int, np.ndarray, np.ndarray], None]) -> list[str]:
+def read_pairs(
+    listing: Listing, use: Callable[[int, np.ndarray, np.ndarray], None], *, invert_masks: bool = False
+) -> list[str]:
     """Reads the slices and hands each over, ``use(index, image, mask)``; returns what is wrong with the others.
 
-    image uint8 (H, W, 3), mask uint8 (H, W) of 0 and 1, as large as in their files. ``use`` is called from several
-    threads, for one index once. Slices of one patient that differ in size are handed over, and are a fault.
+    image uint8 or uint16 (H, W, C), mask uint8 (H, W) of 0 and 1, as large as in their files. ``use`` is called from
+    several threads, for one index once. Images of another kind than most, and slices of one patient of LGG-MRI that
+    differ in size, are handed over, and are a fault.
     """
+    pairs = listing.pairs
 
-    def read(index: int) -> tuple[tuple[int, ...] | None, list[str]]:
+    def read(index: int) -> tuple[tuple[tuple[int, ...], Kind] | None, list[str]]:
         image, mask, found = _read_pair(pairs[index])
         if image is None or mask is None:
             return None, found
-        use(index, image, mask)
-        return image.shape[:2], found
+        use(index, image, 1 - mask if invert_masks else mask)
+        return (image.shape[:2], kind_of(image)), found
 
     # Pillow decodes and resizes outside Python's lock, so that a few threads do help.
     with pillow_warnings(), ThreadPoolExecutor(max_workers=THREADS) as pool:
@@ -132,92 +194,157 @@ def read_pairs(pairs: Sequence[Pair], use: Callable[[int, np.ndarray, np.ndarray
 
     faults = []
     first_of: dict[str, int] = {}
-    for index, (shape, found) in enumerate(results):
-        faults += found
-        if shape is None:
+    first_of_kind: dict[Kind, int] = {}
+    for index, (found, _) in enumerate(results):
+        if found is not None:
+            first_of.setdefault(pairs[index].patient, index)
+            first_of_kind.setdefault(found[1], index)
+    usual = Counter(found[1] for found, _ in results if found is not None).most_common(1)
+    for pair, (found, wrong) in zip(pairs, results, strict=True):
+        faults += wrong
+        if found is None:
             continue
-        first = first_of.setdefault(pairs[index].patient, index)
+        shape, kind = found
+        if kind != usual[0][0]:
+            other = f"{shown(pairs[first_of_kind[usual[0][0]]].image)} has {usual[0][0]}"
+            faults.append(f"{shown(pair.image)}: {kind}, but {other}; make them alike")
+        first = first_of[pair.patient]
         expected = results[first][0]
-        if shape != expected:
-            neighbour = f"{shown(pairs[first].image)} of the same patient has {pixels_of(expected)}"
-            faults.append(f"{shown(pairs[index].image)}: {pixels_of(shape)}, but {neighbour}; make them equal")
+        if listing.words.channels and expected is not None and shape != expected[0]:
+            neighbour = f"{shown(pairs[first].image)} of the same patient has {pixels_of(expected[0])}"
+            faults.append(f"{shown(pair.image)}: {pixels_of(shape)}, but {neighbour}; make them equal")
     return faults
 
 
-def list_folder(folder: str | os.PathLike[str], *, patients: Sequence[str] | None = None) -> Listing:
+def list_folder(
+    folder: str | os.PathLike[str],
+    *,
+    patients: Sequence[str] | None = None,
+    folders: Sequence[str] | None = None,
+    look_around: bool = True,
+) -> Listing:
     """Finds the slices below ``folder`` by their names; opens no file.
 
-    Hidden files, and files that are not named ``.tif`` or ``.tiff``, are passed over.
+    An image and its mask are ``NAME.<ending>`` and ``NAME_mask.<ending>`` in one folder, or with ``folders``, the names
+    of two, ``NAME.<ending>`` in each of them. Both lie in the folder of a group, or in ``folder`` itself; there each
+    image is a group of its own. A slice's number is the one at the end of its name, or its place among the sorted names
+    where a name has none or two have the same. Hidden files, and files with another ending than those of
+    ``images.FORMATS``, are passed over. Where there is no pair, the fault names a folder above or below that has some,
+    unless ``look_around`` is False.
 
     Raises UserError if ``folder`` is absent, not a folder or unreadable, or a patient asked for is not there.
     """
     root = Path(folder)
     if _is_folder(root / "kaggle_3m"):
         root = root / "kaggle_3m"
-    folders: dict[str, Path] = {}
-    faults = []
+    faults: list[str] = []
+    groups: dict[str, Path] = {}
+    twice: list[tuple[Path, Path]] = []
+    together = folders is not None and all(_is_folder(root / name) for name in folders)
     for name in _names_in(root):
-        if name.startswith(".") or not _is_folder(root / name):
+        path = root / name
+        if name.startswith(".") or not _is_folder(path) or together:
             continue
-        other = folders.setdefault(patient_id(name), root / name)
-        if other != root / name:
-            faults.append(f"{shown(root / name)}: the same patient as {shown(other.name)}; keep one scan a patient")
-    if patients is not None:
-        absent = sorted(set(patients) - set(folders))
-        if absent:
-            raise UserError(f"{shown(root)}: no folder of patient {', '.join(absent[:FAULTS_SHOWN])}")
-        folders = {name: path for name, path in folders.items() if name in set(patients)}
+        if folders is not None and not all(_is_folder(path / part) for part in folders):
+            continue
+        other = groups.setdefault(patient_id(name), path)
+        if other != path:
+            twice.append((path, other))
+    is_lgg = root.resolve().name == "kaggle_3m" or any(_LGG_FOLDER.fullmatch(path.name) for path in groups.values())
+    words = LGG if is_lgg else Words()
+    for path, other in twice:
+        advice = f"keep one scan a {words.group}"
+        faults.append(f"{shown(path)}: the same {words.group} as {shown(other.name)}; {advice}")
 
     pairs: list[Pair] = []
     unpaired: list[Path] = []
-    for patient in sorted(folders):
+    for group in sorted(groups):
+        if patients is not None and group not in patients:
+            continue
         try:
-            images, masks = _find_images(folders[patient], faults)
+            found, alone = _pairs(groups[group], folders, faults)
         except UserError as error:
             faults.append(str(error))
             continue
-        for number in sorted(images.keys() | masks.keys()):
-            image, mask = images.get(number), masks.get(number)
-            if image is not None and mask is not None and mask.stem[: -len("_mask")] == image.stem:
-                pairs.append(Pair(patient, number, image, mask))
-            else:  # the mask of another name is not this image's, though it has the same number
-                unpaired += [path for path in (image, mask) if path is not None]
-    return Listing(pairs, unpaired, faults)
+        pairs += [Pair(group, *slice_) for slice_ in found]
+        unpaired += alone
+    if together or folders is None:
+        own_faults: list[str] = []
+        found, alone = _pairs(root, folders, own_faults)
+        if not pairs:
+            pairs = [Pair(_as_text(image.stem), number, image, mask) for number, image, mask in found]
+            unpaired += alone
+            faults += own_faults
+        elif found:
+            advice = "move it into the folder of its group"
+            faults.append(f"{shown(found[0][1])}: an image with its mask beside the folders of groups; {advice}")
+    if patients is not None:
+        absent = sorted(set(patients) - set(groups) - {pair.patient for pair in pairs})
+        if absent:
+            raise UserError(f"{shown(root)}: no folder of patient {', '.join(absent[:FAULTS_SHOWN])}")
+        pairs = [pair for pair in pairs if pair.patient in patients]
+    if not pairs and not faults:
+        faults.append(_no_pairs(root, folders) + (_neighbour(root, folders) if look_around else ""))
+    return Listing(root, pairs, unpaired, faults, words, folders)
 
 
-def _find_images(folder: Path, faults: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
-    """The images and the masks in one patient's folder, by slice number; what does not fit is added to ``faults``."""
-    images: dict[int, Path] = {}
-    masks: dict[int, Path] = {}
-    for name in _names_in(folder):
-        path = folder / name
-        if name.startswith(".") or path.suffix.lower() not in (".tif", ".tiff"):
-            continue
-        match = _FILE_NAME.fullmatch(name)
-        if match is None:
-            faults.append(
-                f"{shown(path)}: not named <name>_<number>.tif or <name>_<number>_mask.tif; rename or remove it"
-            )
-            continue
-        kind = masks if match["mask"] else images
-        other = kind.setdefault(int(match["number"]), path)
-        if other != path:
-            faults.append(f"{shown(path)}: the same slice number as {shown(other.name)}; keep one of them")
-    return images, masks
+def _pairs(
+    folder: Path, folders: Sequence[str] | None, faults: list[str]
+) -> tuple[list[tuple[int, Path, Path]], list[Path]]:
+    """The numbered pairs in one folder, and the files without a partner; what does not fit is added to ``faults``."""
+    images: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    places = [(folder, None)] if folders is None else [(folder / folders[0], images), (folder / folders[1], masks)]
+    for place_, kind in places:
+        for file in _names_in(place_):
+            path = place_ / file
+            if file.startswith(".") or path.suffix.lower() not in FORMATS:
+                continue
+            is_mask = kind is None and path.stem.lower().endswith(_MASK_SUFFIX)
+            name = path.stem[: -len(_MASK_SUFFIX)] if is_mask else path.stem
+            known = kind if kind is not None else masks if is_mask else images
+            other = known.setdefault(name, path)
+            if other != path:
+                faults.append(f"{shown(path)}: the same name as {shown(other.name)} but for the end; keep one of them")
+    alone = [images[name] for name in sorted(images.keys() - masks.keys(), key=_natural)]
+    alone += [masks[name] for name in sorted(masks.keys() - images.keys(), key=_natural)]
+    names = sorted(images.keys() & masks.keys(), key=_natural)
+    ends = [re.search(r"(?<!\d)\d{1,9}\Z", name) for name in names]
+    numbers = [int(end[0]) for end in ends if end is not None]
+    if len(set(numbers)) < len(names):
+        numbers = list(range(1, len(names) + 1))
+    return [(number, images[name], masks[name]) for number, name in sorted(zip(numbers, names, strict=True))], alone
 
 
-def no_pairs(folder: str | os.PathLike[str]) -> str:
-    """What is wrong with a folder without a single pair; a folder above or below that would fit is named."""
-    return f"{shown(folder)}: no pair of image and mask found; expected {_LAYOUT}{_neighbour(Path(folder))}"
+def _natural(name: str) -> list[str | int]:
+    """A key that sorts numbers in names as numbers.
+
+    >>> sorted(["a10", "a2", "b"], key=_natural)
+    ['a2', 'a10', 'b']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _neighbour(folder: Path) -> str:
-    """Names a folder of patients up to two levels above or below ``folder``, if there is one."""
+def _no_pairs(root: Path, folders: Sequence[str] | None) -> str:
+    """The fault of a folder without a single pair: what it holds, and which rule found nothing in it."""
+    walk = (Path(place_, name).relative_to(root) for place_, _, names in os.walk(root) for name in names)
+    files = sorted(itertools.islice(walk, 10_000), key=lambda path: _natural(str(path)))
+    endings = Counter(path.suffix.lower() or "without ending" for path in files)
+    counts = ", ".join(f"{count} {shown(ending)}" for ending, count in endings.most_common(4))
+    pictures = [file for file in files if file.suffix.lower() in FORMATS] or files
+    examples = " and ".join(shown(file) for file in dict.fromkeys([*pictures[:1], *pictures[-1:]]))
+    found = f"among {len(files)} files ({counts}), such as {examples}" if files else "in an empty folder"
+    rule = _LAYOUT if folders is None else f"equal names in two folders {' and '.join(map(shown, folders))} (--folders)"
+    return f"{shown(root)}: no pair of image and mask found {found}; expected {rule}"
+
+
+def _neighbour(folder: Path, folders: Sequence[str] | None) -> str:
+    """Names a folder with pairs up to two levels above or below ``folder``, if there is one."""
     above = [Path(os.path.normpath(folder / up)) for up in ("..", "../..")]
     below = itertools.chain(*(folder.glob(pattern) for pattern in ("*", "*/*")))
     for place in itertools.chain(above, itertools.islice(below, 1000)):  # not a whole disk
         try:
-            if _is_folder(place) and list_folder(place).pairs:
+            if _is_folder(place) and list_folder(place, folders=folders, look_around=False).pairs:
                 return f"; {shown(place)} is such a folder"
         except (UserError, OSError):
             continue
@@ -245,15 +372,15 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _read_pair(pair: Pair) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Image (H, W, 3) and mask (H, W) of one slice, None for one that cannot be read, and what is wrong with them."""
+    """Image (H, W, C) and mask (H, W) of one slice, None for one that cannot be read, and what is wrong with them."""
     image = mask = None
     faults = []
     try:
-        image = decode_image(pair.image, ("TIFF",))
+        image = decode_image(pair.image)
     except UserError as error:
         faults.append(str(error))
     try:
-        mask = decode_mask(pair.mask, ("TIFF",))
+        mask = decode_mask(pair.mask)
     except UserError as error:
         faults.append(str(error))
     if image is not None and mask is not None and image.shape[:2] != mask.shape:
@@ -263,19 +390,25 @@ def _read_pair(pair: Pair) -> tuple[np.ndarray | None, np.ndarray | None, list[s
     return image, mask, faults
 
 
-def missing_partners(unpaired: Sequence[Path]) -> list[str]:
-    """A fault for each image without a mask and each mask without an image."""
+def missing_partners(listing: Listing) -> list[str]:
+    """A fault for each image without a mask and each mask without an image, if anything has a partner at all."""
+    if not listing.pairs:
+        return []
     return [
-        f"{shown(path)}: no {_partner(path)} beside it; add it, or leave such files out with --allow-missing"
-        for path in unpaired
+        f"{shown(path)}: no {_partner(path, listing.folders)}; add it, or leave such files out with --allow-missing"
+        for path in listing.unpaired
     ]
 
 
-def _partner(path: Path) -> str:
-    """What an image or a mask lacks: "mask X_3_mask.tif" of X_3.tif."""
-    if path.stem.lower().endswith("_mask"):
-        return f"image {shown(path.stem[: -len('_mask')])}.tif"
-    return f"mask {shown(path.stem)}_mask.tif"
+def _partner(path: Path, folders: Sequence[str] | None) -> str:
+    """What an image or a mask lacks: "mask X_3_mask.tif beside it" of X_3.tif."""
+    if folders is not None:
+        images, masks = folders
+        kind, where = ("image", images) if path.parent.name == Path(masks).name else ("mask", masks)
+        return f"{kind} {shown(path.stem)} in {shown(where)}"
+    if path.stem.lower().endswith(_MASK_SUFFIX):
+        return f"image {shown(path.stem[: -len(_MASK_SUFFIX)])}{path.suffix} beside it"
+    return f"mask {shown(path.stem)}_mask{path.suffix} beside it"
 
 
 def _refusal(folder: str | os.PathLike[str], faults: Sequence[str]) -> UserError:

@@ -5,7 +5,7 @@ A cryptographic hash can. The manifest is a text file in the format of ``sha256s
 
     4be0...e1  TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_1.tif
 
-so that ``sha256sum --check FILE``, run in the folder of the patients' folders, understands it too.
+so that ``sha256sum --check FILE``, run in the data folder, understands it too.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from minunet.base.errors import UserError
 from minunet.data.images import shown, size_of
 from minunet.data.lgg import THREADS, Listing
 
-#: SHA-256 in hexadecimal by ``<patient's folder>/<file>``; None for a file that cannot be read.
+#: SHA-256 in hexadecimal by the file's path in the data folder; None for a file that cannot be read.
 Digests = dict[str, str | None]
 
 MAX_BYTES = 2**28  # no manifest is larger: this one would list more than a million files
@@ -34,11 +34,8 @@ def digests(listing: Listing) -> Digests:
     """The digest of every image and mask that was listed, those without a partner among them."""
     paths = [*(path for pair in listing.pairs for path in (pair.image, pair.mask)), *listing.unpaired]
     with ThreadPoolExecutor(max_workers=THREADS) as pool:  # hashing runs outside Python's lock
-        return dict(zip(map(_name, paths), pool.map(_digest, paths), strict=True))
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+        names = [path.relative_to(listing.root).as_posix() for path in paths]
+        return dict(zip(names, pool.map(_digest, paths), strict=True))
 
 
 def _digest(path: Path) -> str | None:

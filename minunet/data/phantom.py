@@ -25,7 +25,7 @@ import numpy as np
 
 from minunet.base.rng import PHANTOM, Key, generator
 from minunet.data.normalize import Normalization
-from minunet.data.slices import SliceSet
+from minunet.data.slices import LGG, SliceSet
 
 #: Grey values of the tissues, as shares of the brightest fat: pre-contrast, FLAIR, post-contrast.
 FAT = (1.00, 0.95, 1.00)
@@ -66,6 +66,7 @@ def make(patients: int = 24, size: int = 96, seed: int = 0) -> SliceSet:
         patients=tuple(owners),
         numbers=tuple(numbers),
         files=tuple(f"{owner}_{number} (phantom)" for owner, number in zip(owners, numbers, strict=True)),
+        words=LGG,
     )
 
 

@@ -7,6 +7,24 @@ from functools import cached_property
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the things of a data set are called in messages, tables and pictures.
+
+    >>> Words(target="road")
+    Words(target='road', group='group', image='image', channels=())
+    """
+
+    target: str = "foreground"  # what the masks mark
+    group: str = "group"  # images that belong together, and go to one part of a split
+    image: str = "image"
+    channels: tuple[str, ...] = ()  # their names, if the channels are MR sequences and no colours
+
+
+#: The words of LGG-MRI, and of the phantom.
+LGG = Words("tumour", "patient", "slice", ("pre-contrast", "FLAIR", "post-contrast"))
+
+
 @dataclass(frozen=True, eq=False)
 class SliceSet:
     """S slices of one size with their masks. A patient's slices stand together, from the lowest number to the highest.
@@ -33,13 +51,14 @@ class SliceSet:
     """
 
     images: np.ndarray  # uint8 or uint16 (S, H, W, C); of LGG-MRI: pre-contrast, FLAIR, post-contrast
-    masks: np.ndarray  # uint8 (S, H, W, 1): 1 where a human drew tumour, else 0
+    masks: np.ndarray  # uint8 (S, H, W, 1): 1 where a human drew what is to be found, else 0
     patients: tuple[str, ...]  # whose slice it is, one name a slice
     numbers: tuple[int, ...]  # its place in the patient's volume
     files: tuple[str, ...]  # the file it came from, so that an error can name it
     skipped: tuple[str, ...] = ()  # files that the reader was allowed to leave out, because they had no partner
     #: int (S, 2): the height and width of each image, which lies at the top left; the rest is padding. None: all of it.
     extents: np.ndarray | None = None
+    words: Words = Words()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -135,6 +154,7 @@ class SliceSet:
             files=tuple(self.files[i] for i in index),
             skipped=self.skipped,
             extents=None if self.extents is None else self.extents[index],
+            words=self.words,
         )
 
 

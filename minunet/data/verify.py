@@ -5,8 +5,8 @@
     python -m minunet.data.verify kaggle_3m --manifest lgg.sha256         and finds the files that have changed since
 
 A fault is what training refuses: a file that cannot be read, an image without its mask. A warning is what training
-takes without a word, and a person should know: one image under two patients, a sequence that is a copy of another, a
-set without tumour.
+takes without a word, and a person should know: one image in two groups, a sequence that is a copy of another, a set
+whose masks are empty. Groups are what is split as one: of LGG-MRI the patients.
 
 Training reads a set once: ``inspect`` looks at the slices that it has read, ``inspect_folder`` at the files. Both note
 a few facts of each slice (``slice_facts``) and make their report of these alone (``summarize``).
@@ -20,7 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from minunet.data import lgg
 from minunet.data.images import shown
 from minunet.data.lgg import FAULTS_SHOWN, THREADS
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
-from minunet.data.slices import SliceSet
+from minunet.data.slices import SliceSet, Words
 from minunet.data.splits import split_by_patient
 
 NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
@@ -54,9 +54,9 @@ class SliceFacts(NamedTuple):
     number: int
     file: str
     shape: tuple[int, ...]  # height, width
-    tumour: int  # pixels
+    tumour: int  # pixels of what the masks mark
     constant: bool  # whether the image has one grey value all over
-    equal: tuple[bool, ...]  # whether channels 0 and 1 are, 1 and 2, 2 and 0
+    equal: tuple[bool, ...]  # whether channels 0 and 1 are, 1 and 2, 2 and 0; empty unless there are three
     digest: bytes  # of the image: equal for equal images
 
 
@@ -78,7 +78,8 @@ class Remark:
 class Report:
     """What a data set holds, what is wrong with it and what is odd about it. ``print(report)`` shows it.
 
-    The figures are those of the slices that could be read; a share is a part of 1.
+    The figures are those of the slices that could be read; a share is a part of 1. The names of the fields are those of
+    LGG-MRI for every data set: a patient is a group, and tumour what the masks mark.
     """
 
     patients: int
@@ -90,18 +91,21 @@ class Report:
     patients_without_tumour: int
     faults: tuple[str, ...]  # one line each
     warnings: tuple[Remark, ...]
+    words: Words
 
     def __str__(self) -> str:
         lines = []
         if self.slices:
             sizes = [f"{count} of {size}" if len(self.sizes) > 1 else size for size, count in self.sizes.items()]
             shown_sizes = ", ".join(sizes[:8]) + (", ..." if len(sizes) > 8 else "")
-            without = _count(self.patients_without_tumour, "patient")
+            words = self.words
+            without = _count(self.patients_without_tumour, words.group)
             least, median, greatest = (f"{share:.2%}" for share in self.tumour_share_by_patient)
             lines = [
-                f"data: {_count(self.patients, 'patient')}, {_count(self.slices, 'slice')}, {shown_sizes} pixels",
-                f"data: tumour on {_count(self.tumour_slices, 'slice')} ({self.tumour_slices / self.slices:.1%}), "
-                f"{self.tumour_share:.2%} of all pixels; by patient {least} to {greatest}, median {median}"
+                f"data: {_count(self.patients, words.group)}, {_count(self.slices, words.image)}, {shown_sizes} pixels",
+                f"data: {words.target} on {_count(self.tumour_slices, words.image)} "
+                f"({self.tumour_slices / self.slices:.1%}), "
+                f"{self.tumour_share:.2%} of all pixels; by {words.group} {least} to {greatest}, median {median}"
                 + (f", none in {without}" if self.patients_without_tumour else ""),
             ]
         lines += [f"fault: {fault}" for fault in self.faults[:FAULTS_SHOWN]]
@@ -120,52 +124,63 @@ def inspect(slices: SliceSet) -> Report:
     >>> images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
     >>> masks = np.array([[1] + 15 * [0], 16 * [0]], np.uint8).reshape(2, 4, 4, 1)
     >>> print(inspect(SliceSet(images, masks, ("anna", "anna"), (1, 4), ("anna_1.tif", "anna_4.tif"))))
-    data: 1 patient, 2 slices, 4 x 4 pixels
-    data: tumour on 1 slice (50.0%), 3.12% of all pixels; by patient 3.12% to 3.12%, median 3.12%
-    warning: slice numbers are left out in 1 patient: anna 2 to 3; their volumes have gaps, add them if you have them
+    data: 1 group, 2 images, 4 x 4 pixels
+    data: foreground on 1 image (50.0%), 3.12% of all pixels; by group 3.12% to 3.12%, median 3.12%
+    warning: image numbers are left out in 1 group: anna 2 to 3; their volumes have gaps, add them if you have them
     """
 
     def facts(index: int) -> SliceFacts:
         whose = slices.patients[index], slices.numbers[index], slices.files[index]
-        return slice_facts(*whose, slices.images[index], slices.masks[index, ..., 0])
+        rows, columns = slices.extent(index)
+        return slice_facts(*whose, slices.images[index, rows, columns], slices.masks[index, rows, columns, 0])
 
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        return summarize(list(pool.map(facts, range(len(slices)))), warnings=_left_out(slices.skipped))
+        found = list(pool.map(facts, range(len(slices))))
+    return summarize(found, slices.words, warnings=_left_out(slices.skipped))
 
 
-def inspect_folder(folder: Path, *, allow_missing: bool = False, manifest: Path | None = None) -> Report:
-    """The report on the files in ``folder`` (as ``lgg.read_folder`` takes it), each read at its own size.
+def inspect_folder(
+    folder: Path,
+    *,
+    allow_missing: bool = False,
+    manifest: Path | None = None,
+    folders: Sequence[str] | None = None,
+    invert_masks: bool = False,
+    target_name: str | None = None,
+) -> Report:
+    """The report on the files in ``folder``, each read at its own size.
 
     allow_missing  an image without a mask and a mask without an image are worth a warning, and are no faults
     manifest       to compare the files with
 
+    The others as ``lgg.read_folder`` takes them.
+
     Raises UserError if the folder cannot be listed or the manifest cannot be read.
     """
     expected = None if manifest is None else read_manifest(manifest)
-    listing = lgg.list_folder(folder)
+    listing = lgg.list_folder(folder, folders=folders)
     facts: list[SliceFacts | None] = [None] * len(listing.pairs)
 
     def note(index: int, image: np.ndarray, mask: np.ndarray) -> None:
         pair = listing.pairs[index]
         facts[index] = slice_facts(pair.patient, pair.number, str(pair.image), image, mask)
 
-    faults = listing.faults + lgg.read_pairs(listing.pairs, note)
+    faults = listing.faults + lgg.read_pairs(listing, note, invert_masks=invert_masks)
     if not allow_missing:
-        faults += lgg.missing_partners(listing.unpaired)
+        faults += lgg.missing_partners(listing)
     if expected is not None:
         faults += differences(expected, digests(listing))
-    if not listing.pairs and not faults:
-        faults = [lgg.no_pairs(folder)]
     warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
-    warnings += _splits([pair.patient for pair in listing.pairs])
-    return summarize([fact for fact in facts if fact is not None], faults, warnings)
+    words = listing.words if target_name is None else replace(listing.words, target=target_name)
+    warnings += _splits([pair.patient for pair in listing.pairs], words)
+    return summarize([fact for fact in facts if fact is not None], words, faults, warnings)
 
 
 # ------------------------------------------------------------------------------------------ from slices to a report
 
 
 def slice_facts(patient: str, number: int, file: str, image: np.ndarray, mask: np.ndarray) -> SliceFacts:
-    """What is to be known of a slice: ``image`` uint8 (H, W, 3), ``mask`` uint8 (H, W) of 0 and 1."""
+    """What is to be known of a slice: ``image`` uint8 or uint16 (H, W, C), ``mask`` uint8 (H, W) of 0 and 1."""
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return SliceFacts(
@@ -179,20 +194,26 @@ def slice_facts(patient: str, number: int, file: str, image: np.ndarray, mask: n
         equal=tuple(
             np.array_equal(image[::8, :, a], image[::8, :, b]) and np.array_equal(image[..., a], image[..., b])
             for a, b in ((0, 1), (1, 2), (2, 0))
+            if image.shape[2] == 3
         ),
         digest=digest.digest(),
     )
 
 
-def summarize(facts: Sequence[SliceFacts], faults: Sequence[str] = (), warnings: Sequence[Remark] = ()) -> Report:
+def summarize(
+    facts: Sequence[SliceFacts], words: Words, faults: Sequence[str] = (), warnings: Sequence[Remark] = ()
+) -> Report:
     """The report on the slices of which ``facts`` are known, in the order of patients and numbers."""
     volumes: dict[str, list[SliceFacts]] = defaultdict(list)
     for fact in facts:
         volumes[fact.patient].append(fact)
     shares = [_tumour_share(volume) for volume in volumes.values()] or [0.0]
-    odd = [*_tumour(volumes), *_shared(facts), *_constant(facts), *_copies(volumes)]
+    odd = [*_tumour(volumes, words), *_shared(facts, words), *_constant(facts)]
+    if words.channels:
+        odd += _copies(volumes)
     if not faults:  # else what could not be read would look like a gap
-        odd += _gaps(volumes)
+        odd += _gaps(volumes, words)
+    odd += _ungrouped(facts)
     return Report(
         patients=len(volumes),
         slices=len(facts),
@@ -203,6 +224,7 @@ def summarize(facts: Sequence[SliceFacts], faults: Sequence[str] = (), warnings:
         patients_without_tumour=sum(share == 0 for share in shares) if volumes else 0,
         faults=tuple(faults),
         warnings=(*odd, *warnings),
+        words=words,
     )
 
 
@@ -214,25 +236,31 @@ def _tumour_share(facts: Sequence[SliceFacts]) -> float:
 # ------------------------------------------------------------------------------------------ what is odd
 
 
-def _tumour(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
-    if volumes and not any(fact.tumour for volume in volumes.values() for fact in volume):
+def _tumour(volumes: dict[str, list[SliceFacts]], words: Words) -> list[Remark]:
+    facts = [fact for volume in volumes.values() for fact in volume]
+    if facts and not any(fact.tumour for fact in facts):
         advice = (
             "a network will learn to find nothing, and Dice of two empty masks is 1; check that these are the masks"
         )
-        return [Remark("no mask shows any tumour", (), advice)]
+        return [Remark(f"no mask shows any {words.target}", (), advice)]
+    found = f"more than half of the pixels are {words.target}"
+    most = sum(_tumour_share([fact]) > 0.5 for fact in facts)
+    if 2 * most > len(facts):
+        advice = "check the masks; --invert-masks swaps 0 and 1 in all of them"
+        return [Remark(f"{found} on {most} of {_count(len(facts), words.image)}", (), advice)]
     patients = [patient for patient, volume in volumes.items() if _tumour_share(volume) > 0.5]
     others = (fact for patient, volume in volumes.items() if patient not in patients for fact in volume)
     slices = [fact.file for fact in others if _tumour_share([fact]) > 0.5]
-    found, advice = "more than half of the pixels are tumour", "check that these masks are not inverted"
+    advice = "check that these masks are not inverted"
     return [
         Remark(f"{found} {where} {_count(len(names), noun)}", _shown(names), advice)
-        for where, noun, names in (("in", "patient", patients), ("on", "slice", slices))
+        for where, noun, names in (("in", words.group, patients), ("on", words.image, slices))
         if names
     ]
 
 
-def _shared(facts: Sequence[SliceFacts]) -> list[Remark]:
-    """Equal images of two patients. Images of one grey value are equal by nature, and do not count."""
+def _shared(facts: Sequence[SliceFacts], words: Words) -> list[Remark]:
+    """Equal images of two groups. Images of one grey value are equal by nature, and do not count."""
     first: dict[bytes, SliceFacts] = {}
     pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
     for fact in facts:
@@ -241,12 +269,12 @@ def _shared(facts: Sequence[SliceFacts]) -> list[Remark]:
             pairs[other.patient, fact.patient].append(f"{shown(other.file)} = {shown(fact.file)}")
     if not pairs:
         return []
-    found = f"{_count(sum(map(len, pairs.values())), 'image')} under two patients"
+    found = f"{_count(sum(map(len, pairs.values())), 'image')} under two {words.group}s"
     examples = tuple(
         files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more of these two"
         for files in pairs.values()
     )
-    advice = "to train on one of them and test on the other proves nothing, keep one patient of the two"
+    advice = f"to train on one of them and test on the other proves nothing, keep one {words.group} of the two"
     return [Remark(found, examples, advice)]
 
 
@@ -269,7 +297,7 @@ def _copies(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
     ]
 
 
-def _gaps(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
+def _gaps(volumes: dict[str, list[SliceFacts]], words: Words) -> list[Remark]:
     names = []
     for patient, volume in volumes.items():
         numbers = [fact.number for fact in volume]
@@ -281,11 +309,20 @@ def _gaps(volumes: dict[str, list[SliceFacts]]) -> list[Remark]:
         if gaps:
             names.append(f"{shown(patient)} {', '.join(gaps[:3])}{', ...' if len(gaps) > 3 else ''}")
     advice = "their volumes have gaps, add them if you have them"
-    found = f"slice numbers are left out in {_count(len(names), 'patient')}"
+    found = f"{words.image} numbers are left out in {_count(len(names), words.group)}"
     return [Remark(found, tuple(names), advice)] if names else []
 
 
-def _splits(patients: Sequence[str], folds: int = 5) -> list[Remark]:
+def _ungrouped(facts: Sequence[SliceFacts]) -> list[Remark]:
+    """Images that lie in one folder, and are groups of their own for want of folders of groups."""
+    folders = {Path(fact.file).parent for fact in facts}
+    if len(folders) > 1 or len(facts) < 2 or len({fact.patient for fact in facts}) < len(facts):
+        return []
+    found = f"no group folders: each of the {len(facts)} images counts as a group of its own"
+    return [Remark(found, (), "neighbouring slices of one stack belong in one group, see --split-file")]
+
+
+def _splits(patients: Sequence[str], words: Words, folds: int = 5) -> list[Remark]:
     """The test folds that would leave a part of the split by patient empty."""
     refused = []
     for fold in range(folds):
@@ -293,10 +330,10 @@ def _splits(patients: Sequence[str], folds: int = 5) -> list[Remark]:
             split_by_patient(patients, fold, folds)
         except UserError:
             refused.append(f"--fold {fold}")
-    if not refused:
+    if not patients or not refused:
         return []
-    found = f"too few patients ({len(set(patients))}) for training, validation and test"
-    advice = "add patients" if len(refused) == folds else "add patients, or choose another fold"
+    found = f"too few {words.group}s ({len(set(patients))}) for training, validation and test"
+    advice = f"add {words.group}s" if len(refused) == folds else f"add {words.group}s, or choose another fold"
     return [Remark(found, tuple(refused), advice)]
 
 
@@ -316,13 +353,20 @@ def _count(number: int, noun: str) -> str:
 # ------------------------------------------------------------------------------------------ the command
 
 
+def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a folder of data is read; one that is not given is None."""
+    add = parser.add_argument
+    add("--folders", nargs=2, metavar=("IMAGES", "MASKS"), help="the names of two folders: equal names in them pair")
+    add("--invert-masks", action="store_true", default=None, help="swap 0 and 1 in every mask")
+    add("--target-name", type=cli.name, metavar="NAME", help='what the masks mark, such as "road"')
+    add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
+
+
 def main(arguments: list[str]) -> None:
     """Verify the folder that the command line names."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="DIR", help="the folder kaggle_3m, or your own in its layout")
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="images without a mask and masks alone are no fault"
-    )
+    parser.add_argument("folder", metavar="DIR", help="the folder kaggle_3m, or one of your own (docs/your_data.md)")
+    add_folder_arguments(parser)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--manifest", type=Path, metavar="FILE", help="compare every file with what it held then")
     group.add_argument(
@@ -334,14 +378,21 @@ def main(arguments: list[str]) -> None:
     if options.write_manifest is not None:
         check_new(options.write_manifest)
 
-    report = inspect_folder(folder, allow_missing=options.allow_missing, manifest=options.manifest)
+    report = inspect_folder(
+        folder,
+        allow_missing=bool(options.allow_missing),
+        manifest=options.manifest,
+        folders=options.folders,
+        invert_masks=bool(options.invert_masks),
+        target_name=options.target_name,
+    )
     print(json_text(asdict(report)) if options.json else report)
     if len(report.faults) == 1:
         raise UserError(report.faults[0])
     if report.faults:
         raise UserError(f"{shown(folder)}: {len(report.faults)} faults, listed above; the first: {report.faults[0]}")
     if options.write_manifest is not None:
-        write_manifest(options.write_manifest, digests(lgg.list_folder(folder)))
+        write_manifest(options.write_manifest, digests(lgg.list_folder(folder, folders=options.folders)))
 
 
 if __name__ == "__main__":

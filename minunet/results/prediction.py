@@ -26,7 +26,7 @@ from minunet import engines
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import read_image, resize_image, shown
+from minunet.data.images import read_image, shown
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines import memory
@@ -142,8 +142,8 @@ class Predictor:
         engine = self._engine_for((rows.stop, columns.stop))
         return predict_tiles(self.net, image, statistics, side, flip_average=self.flip_average, engine=engine)
 
-    def _image(self, file: Path) -> np.ndarray:
-        image, channels = read_image(file), self.net.config["in_channels"]
+    def _image(self, file: Path, size: int | None = None) -> np.ndarray:
+        image, channels = read_image(file, size), self.net.config["in_channels"]
         if image.shape[2] != channels:
             raise UserError(
                 f"{shown(file)}: {image.shape[2]} channels, but the network was trained on images of {channels}; "
@@ -159,7 +159,7 @@ class Predictor:
         assert self.image_size is not None
         images: np.ndarray | None = None
         for place, file in enumerate(files):  # and not a list first: a large volume is in memory once
-            image = resize_image(self._image(file), self.image_size)
+            image = self._image(file, self.image_size)
             images = np.empty((len(files), *image.shape), image.dtype) if images is None else images
             images[place] = image
         assert images is not None

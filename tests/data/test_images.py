@@ -13,7 +13,7 @@ from PIL import Image
 from minunet.base.errors import UserError
 from minunet.data import images
 from minunet.data.images import find_volumes
-from tests.data.cases import refusal, tiff_by_hand
+from tests.data.cases import png_of_16_bits, refusal, tiff_of_16_bits
 
 
 def test_loose_images_of_three_formats(tmp_path):
@@ -24,7 +24,10 @@ def test_loose_images_of_three_formats(tmp_path):
     Image.fromarray(image).save(tmp_path / "image.jpg", quality=95)
     assert images.read_image(str(tmp_path / "image.jpg")).shape == (12, 10, 3)
     assert images.read_image(tmp_path / "image.png", size=5).shape == (5, 5, 3)
-    assert "not a readable TIFF picture" in refusal(images.read_image, tmp_path / "image.png", formats=("TIFF",))
+    (tmp_path / "image.png").rename(tmp_path / "png.tif")
+    assert "not a readable TIFF picture" in refusal(images.read_image, tmp_path / "png.tif")
+    (tmp_path / "png.tif").rename(tmp_path / "png.of-another-name")
+    assert images.read_image(tmp_path / "png.of-another-name").shape == (12, 10, 3)
 
 
 def test_a_loose_mask(tmp_path):
@@ -40,22 +43,22 @@ def test_a_resized_mask_is_the_majority_of_its_area(height, width, size, seed):
     fine = np.repeat(np.repeat(mask, size, axis=0), size, axis=1)
     ones = fine.reshape(size, height, size, width).sum(axis=(1, 3), dtype=np.int64)
     expected = (2 * ones >= height * width).astype(np.uint8)
-    np.testing.assert_array_equal(images.resize_mask(mask, size), expected)
+    np.testing.assert_array_equal(images.resize_mask(mask, size, size), expected)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.tuples(*[st.integers(0, 255)] * 3))
 def test_a_resized_constant_image_is_constant(height, width, size, colour):
     image = np.full((height, width, 3), colour, np.uint8)
-    np.testing.assert_array_equal(images.resize_image(image, size), np.full((size, size, 3), colour, np.uint8))
+    np.testing.assert_array_equal(images.resize_image(image, size, size), np.full((size, size, 3), colour, np.uint8))
 
 
 def test_a_shrunk_image_averages_every_pixel_and_stays_in_place():
     image = np.random.default_rng(4).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    small = images.resize_image(image, 8)
+    small = images.resize_image(image, 8, 8)
     # White noise of deviation 74: a quarter of its pixels would keep that, the mean over a 4 x 4 block has 18.
     assert small.std() < 25
     gradient = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[:, None], 32, axis=1)
-    shrunk = images.resize_image(np.stack([gradient, gradient.T, gradient], axis=-1), 8).astype(float)
+    shrunk = images.resize_image(np.stack([gradient, gradient.T, gradient], axis=-1), 8, 8).astype(float)
     np.testing.assert_allclose(shrunk[1:-1, :, 0], gradient.reshape(8, 4, 8, 4).mean(axis=(1, 3))[1:-1], atol=1)
     np.testing.assert_array_equal(shrunk[..., 1], shrunk[..., 0].T)
 
@@ -64,21 +67,90 @@ def test_a_shrunk_image_averages_every_pixel_and_stays_in_place():
 def test_a_resized_mask_of_many_rows(height, width, size):
     mask = np.random.default_rng(8).integers(0, 2, (height, width), dtype=np.uint8)
     share = mask.reshape(size, height // size, size, width // size).mean(axis=(1, 3))
-    np.testing.assert_array_equal(images.resize_mask(mask, size), share >= 0.5)
+    np.testing.assert_array_equal(images.resize_mask(mask, size, size), share >= 0.5)
 
 
-def test_images_of_sixteen_bits_are_refused(tmp_path):
-    # Pillow would reduce them to their upper 8 bits without a word.
-    deep = np.random.default_rng(5).integers(0, 2**16, (8, 8), dtype=np.uint16)
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg"])
+def test_a_grey_image_has_one_channel(tmp_path, ending):
+    image = np.random.default_rng(5).integers(0, 256, (6, 9), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / f"grey.{ending}", quality=100)
+    found = images.read_image(tmp_path / f"grey.{ending}")
+    assert (found.shape, found.dtype) == ((6, 9, 1), np.uint8)
+    assert np.abs(found[..., 0].astype(int) - image).max() <= (8 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize("largest", [65535, 4095])  # 12 bits in 16 are data like any other
+def test_images_of_sixteen_bits_come_as_they_are(tmp_path, largest):
+    deep = np.random.default_rng(5).integers(0, largest + 1, (6, 7, 3), dtype=np.uint16)
     for name in ("grey.tif", "grey.png"):
-        Image.fromarray(deep).save(tmp_path / name)
-        assert f"{name}: 16 bits a channel, expected 8" in refusal(images.read_image, tmp_path / name)
+        Image.fromarray(deep[..., 0]).save(tmp_path / name)
+        found = images.read_image(tmp_path / name)
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, deep[..., :1])
         message = refusal(images.read_mask, tmp_path / name)
         assert re.search(r"a mask with the values (\d+, ){8}\.\.\.; expected", message)
-    (tmp_path / "rgb.tif").write_bytes(tiff_by_hand(2, 2, bits=16))
-    message = refusal(images.read_image, tmp_path / "rgb.tif")
-    assert "rgb.tif: 16 bits a channel, expected 8; scale it" in message
-    assert "by the same factor" in message
+    # Pillow by itself would reduce these to their upper 8 bits without a word.
+    (tmp_path / "rgb.png").write_bytes(png_of_16_bits(deep))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "rgb.png"), deep)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiffs_of_sixteen_bits_in_either_byte_order(tmp_path, channels, big_endian, compressed):
+    deep = np.random.default_rng(6).integers(0, 2**16, (5, 4, channels), dtype=np.uint16)
+    options = {"big_endian": big_endian, "compressed": compressed}
+    (tmp_path / "image.tif").write_bytes(tiff_of_16_bits(deep, **options))
+    found = images.read_image(tmp_path / "image.tif")
+    assert found.dtype == np.uint16
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, deep)
+    if channels == 3:
+        (tmp_path / "planes.tif").write_bytes(tiff_of_16_bits(deep, planar=True, **options))
+        assert "planes.tif: RGB of 16 bits, plane by plane; save" in refusal(images.read_image, tmp_path / "planes.tif")
+
+
+def test_what_pillow_would_show_as_something_else_is_refused(tmp_path):
+    four = np.random.default_rng(6).integers(0, 2**16, (5, 4, 4), dtype=np.uint16)
+    (tmp_path / "four.tif").write_bytes(tiff_of_16_bits(four))
+    expected = "expected grey or RGB of 8 or 16 bits; convert it"
+    assert refusal(images.read_image, tmp_path / "four.tif").endswith(f"four.tif: 4 channels, {expected}")
+    Image.fromarray(four[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    assert "float.tif: 32 bits a channel, expected 8 or 16" in refusal(images.read_image, tmp_path / "float.tif")
+
+
+def test_a_jpeg_is_no_mask(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a_mask.jpg")
+    message = refusal(images.read_mask, tmp_path / "a_mask.jpg")
+    assert message.endswith("a_mask.jpg: a mask as JPEG, which changes its values; save the mask as PNG or TIFF")
+    (tmp_path / "a_mask.jpg").rename(tmp_path / "a_mask.png")
+    assert "not a readable PNG picture" in refusal(images.read_mask, tmp_path / "a_mask.png")
+
+
+def test_an_image_of_another_kind_than_the_networks_is_refused(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "grey.png")
+    assert images.read_image(tmp_path / "grey.png", kind=images.Kind(1, 8)).shape == (8, 8, 1)
+    message = refusal(images.read_image, tmp_path / "grey.png", kind=images.Kind(3, 16))
+    assert message.endswith("grey.png: grey of 8 bits, but the network was trained on RGB of 16 bits; convert it")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 5]), st.booleans())
+def test_an_image_keeps_the_ratio_of_its_sides(height, width, size, channels, deep):
+    rows, columns = images.fitted(height, width, size)
+    assert max(rows, columns) == size
+    assert abs(rows * max(height, width) - height * size) <= max(height, width) * (0.5 if rows > 1 else 1)
+    assert abs(columns * max(height, width) - width * size) <= max(height, width) * (0.5 if columns > 1 else 1)
+    kind = np.uint16 if deep else np.uint8
+    image = np.random.default_rng(height).integers(0, np.iinfo(kind).max, (height, width, channels), dtype=kind)
+    resized = images.resize_image(image, rows, columns)
+    assert (resized.shape, resized.dtype) == ((rows, columns, channels), kind)
+    exact = Image.fromarray(image[..., 0].astype(np.float32)).resize((columns, rows), Image.Resampling.BILINEAR)
+    assert np.abs(resized[..., 0] - np.asarray(exact)).max() <= 1.1  # rounded after each of the two directions
+    canvas = np.zeros((size, size, channels), image.dtype)
+    images.place(canvas, resized)
+    np.testing.assert_array_equal(canvas[:rows, :columns], resized)
+    assert (canvas[:, columns:] == canvas[:, columns - 1 : columns]).all()
+    assert (canvas[rows:] == canvas[rows - 1]).all()
 
 
 @pytest.mark.parametrize("values", [(0, 65535), (0, 255), (0, 1), (65535,)])

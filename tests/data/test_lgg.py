@@ -1,5 +1,6 @@
 """The reader of the Kaggle layout: what it reads, in which order, and that whatever is wrong is named in one line."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 from minunet.base.errors import UserError
 from minunet.data import images, lgg
+from minunet.data.slices import LGG, Words
 from tests.data.cases import refusal, tiff_by_hand
 
 
@@ -127,8 +129,9 @@ def test_a_one_bit_mask(data):
 def test_both_are_resized_on_reading(tmp_path):
     image, mask = write_pair(tmp_path / "anna", "anna", 1, size=(12, 12))
     slices = lgg.read_folder(tmp_path, size=6)
-    np.testing.assert_array_equal(slices.images[0], images.resize_image(image, 6))
-    np.testing.assert_array_equal(slices.masks[0, ..., 0], images.resize_mask(mask // 255, 6))
+    np.testing.assert_array_equal(slices.images[0], images.resize_image(image, 6, 6))
+    np.testing.assert_array_equal(slices.masks[0, ..., 0], images.resize_mask(mask // 255, 6, 6))
+    assert slices.extents is None
 
 
 # ------------------------------------------------------------------------------------------ what is wrong with files
@@ -137,11 +140,11 @@ def test_both_are_resized_on_reading(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
-        ("L", r'one grey channel, expected 8-bit RGB .*convert\("RGB"\)'),
-        ("RGBA", "RGB with transparency, expected 8-bit RGB"),
-        ("P", "palette colours, expected 8-bit RGB"),
-        ("CMYK", "mode CMYK, expected 8-bit RGB"),
-        ("1", "mode 1, expected 8-bit RGB"),
+        ("RGBA", "RGB with transparency, expected grey or RGB"),
+        ("LA", "grey with transparency, expected grey or RGB"),
+        ("P", "palette colours, expected grey or RGB"),
+        ("CMYK", "mode CMYK, expected grey or RGB"),
+        ("1", "1 bit, expected grey or RGB"),
         ("F", "32 bits a channel, expected 8"),
     ],
 )
@@ -349,7 +352,9 @@ def test_a_folder_that_is_absent_a_file_or_empty(tmp_path):
     assert refusal(lgg.read_folder, tmp_path / "file", 8).startswith(f"{tmp_path / 'file'}: not a folder")
     (tmp_path / "empty").mkdir()
     message = refusal(lgg.read_folder, tmp_path / "empty", 8)
-    assert message.startswith(f"{tmp_path / 'empty'}: no pair of image and mask found; expected <patient>/")
+    assert message.startswith(
+        f"{tmp_path / 'empty'}: no pair of image and mask found in an empty folder; expected NAME"
+    )
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert "cannot be listed" in refusal(lgg.read_folder, tmp_path / "circle", 8)
 
@@ -371,17 +376,19 @@ def test_two_folders_of_one_patient_would_leak(data):
     assert "TCGA_CS_1_19970101: the same patient as TCGA_CS_1_19960909" in message
 
 
-def test_one_slice_number_twice(data):
+def test_where_two_names_have_one_number_the_slices_are_counted(data):
     folder = first_image(data).parent
     write_pair(folder, folder.name + "_0", 9)
-    assert "the same slice number as " in refusal(lgg.read_folder, data, 8)
+    slices = lgg.read_folder(data, size=8)
+    assert slices.numbers == (1, 2, 3, 4, 2, 9, 10)
+    assert [Path(file).stem.removeprefix(folder.name) for file in slices.files[:4]] == ["_0_9", "_2", "_9", "_10"]
 
 
-def test_a_name_without_a_number(data):
-    folder = first_image(data).parent
-    first_image(data).rename(folder / "overview.tif")
-    first_mask(data).unlink()
-    assert "overview.tif: not named <name>_<number>.tif" in refusal(lgg.read_folder, data, 8)
+def test_one_name_with_two_endings(data):
+    path = first_image(data)
+    Image.open(path).save(path.with_suffix(".png"))
+    message = refusal(lgg.read_folder, data, 8)
+    assert message.endswith(f"{path}: the same name as {path.stem}.png but for the end; keep one of them")
 
 
 def test_a_file_name_with_a_newline_stays_in_one_line(tmp_path):
@@ -394,6 +401,161 @@ def test_a_file_name_with_a_newline_stays_in_one_line(tmp_path):
 def test_arguments_out_of_range(data, arguments):
     with pytest.raises(ValueError, match="must be at least 1"):
         lgg.read_folder(data, **arguments)
+
+
+# ------------------------------------------------------------------------------------------ data of one's own
+
+
+def write_image(path, size=(6, 6), channels=0, deep=False, mode=None, seed=0):
+    """A random image at ``path``; returns it as (H, W, C)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = np.uint16 if deep else np.uint8
+    shape = (*size, channels) if channels else size
+    image = np.random.default_rng([seed, *path.name.encode()]).integers(0, np.iinfo(kind).max, shape, dtype=kind)
+    Image.fromarray(image).save(path)
+    return image.reshape(*size, -1)
+
+
+def write_mask(path, size=(6, 6), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.random.default_rng([seed, *path.name.encode()]).integers(0, 2, size, dtype=np.uint8)
+    Image.fromarray(mask * np.uint8(255)).save(path)
+    return mask
+
+
+def names_of(slices):
+    return [Path(file).name for file in slices.files]
+
+
+@pytest.mark.parametrize(("channels", "deep"), [(0, False), (0, True), (3, False)])
+def test_images_come_with_the_channels_and_bits_of_their_files(tmp_path, channels, deep):
+    image = write_image(tmp_path / "a" / "x.png", channels=channels, deep=deep)
+    mask = write_mask(tmp_path / "a" / "x_mask.png")
+    slices = lgg.read_folder(tmp_path, 6)
+    assert slices.images.dtype == image.dtype
+    np.testing.assert_array_equal(slices.images[0], image)
+    np.testing.assert_array_equal(slices.masks[0, ..., 0], mask)
+    inverted = lgg.read_folder(tmp_path, 6, invert_masks=True)
+    np.testing.assert_array_equal(inverted.masks, 1 - slices.masks)
+
+
+def test_images_of_one_set_are_of_one_kind(tmp_path):
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.png")
+        write_mask(tmp_path / f"{name}_mask.png")
+    write_image(tmp_path / "a.png", channels=3)  # the first is the one that differs from most
+    for size in (6, None):
+        message = refusal(lgg.read_folder, tmp_path, size)
+        other = f"{tmp_path / 'b.png'} has grey of 8 bits"
+        assert message == f"{tmp_path / 'a.png'}: RGB of 8 bits, but {other}; make them alike"
+    write_image(tmp_path / "a.png", deep=True)
+    assert "a.png: grey of 16 bits, but " in refusal(lgg.read_folder, tmp_path, 6)
+
+
+def test_a_flat_folder_of_any_names(tmp_path):
+    for name in ("img10.png", "img2.jpg", "img1.tif", "img1b.PNG"):
+        write_image(tmp_path / name)
+        write_mask(tmp_path / f"{Path(name).stem}_mask.png")
+    slices = lgg.read_folder(tmp_path, 6)
+    assert names_of(slices) == ["img1.tif", "img1b.PNG", "img2.jpg", "img10.png"]
+    assert slices.patients == ("img1", "img1b", "img2", "img10")  # each a group of its own
+    assert slices.numbers == (1, 2, 3, 4)
+    assert slices.words == Words()
+    (tmp_path / "img1b.PNG").unlink()
+    (tmp_path / "img1b_mask.png").unlink()
+    assert lgg.read_folder(tmp_path, 6).numbers == (1, 2, 10)
+    assert lgg.read_folder(tmp_path, 6, patients=["img10"]).patients == ("img10",)
+    assert "no folder of patient anna" in refusal(lgg.read_folder, tmp_path, 6, patients=["anna"])
+
+
+@pytest.mark.parametrize("root", ["", "anna", "ben"])
+def test_two_folders_given_by_name(tmp_path, root):
+    for number in (0, 2, 10):
+        write_image(tmp_path / root / "image" / f"{number}.png")
+        write_mask(tmp_path / root / "the labels" / f"{number}.tif")
+    write_image(tmp_path / root / "others" / "3.png")
+    slices = lgg.read_folder(tmp_path, 6, folders=("image", "the labels"))
+    assert names_of(slices) == ["0.png", "2.png", "10.png"]
+    assert slices.numbers == (0, 2, 10)
+    assert slices.patients == ((root,) * 3 if root else ("0", "2", "10"))
+    (tmp_path / root / "the labels" / "2.tif").unlink()
+    (tmp_path / root / "image" / "10.png").unlink()
+    message = refusal(lgg.read_folder, tmp_path, 6, folders=("image", "the labels"))
+    assert "image/2.png: no mask 2 in the labels; add it" in message
+    assert "the labels/10.tif: no image 10 in image; add it" in message
+
+
+def test_where_nothing_pairs_it_is_said_what_lies_there(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "image" / f"{number}.png")
+        write_mask(tmp_path / "label" / f"{number}.png")
+    (tmp_path / "README").touch()
+    found = "no pair of image and mask found among 7 files (6 .png, 1 without ending), such as image/0.png and "
+    message = refusal(lgg.read_folder, tmp_path, 6)
+    assert message.startswith(f"{tmp_path}: {found}label/2.png; expected NAME.png and NAME_mask.png ")
+    assert "--folders IMAGES MASKS" in message
+    message = refusal(lgg.read_folder, tmp_path, 6, folders=("image", "masks"), allow_missing=True)
+    assert message == f"{tmp_path}: {found}label/2.png; expected equal names in two folders image and masks (--folders)"
+
+
+def test_an_image_beside_the_folders_of_groups_is_not_passed_over(tmp_path):
+    for name in ("anna/a", "loose"):
+        write_image(tmp_path / f"{name}.png")
+        write_mask(tmp_path / f"{name}_mask.png")
+    message = refusal(lgg.read_folder, tmp_path, 6)
+    assert message == (
+        f"{tmp_path / 'loose.png'}: an image with its mask beside the folders of groups; "
+        "move it into the folder of its group"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [("kaggle_3m/anna", LGG), ("TCGA_CS_1_19960909", LGG), ("PHANTOM_00_0001_20260101", LGG), ("anna", Words())],
+)
+def test_a_data_set_has_its_own_words(tmp_path, folder, words):
+    write_pair(tmp_path / folder, "a", 1)
+    assert lgg.read_folder(tmp_path, 8).words == words
+    assert lgg.read_folder(tmp_path, 8, target_name="road").words == dataclasses.replace(words, target="road")
+
+
+def test_images_of_several_sizes_keep_their_ratio(tmp_path):
+    sizes = {"a": (6, 12), "b": (12, 12), "c": (9, 3)}
+    for name, size in sizes.items():
+        write_image(tmp_path / "g" / f"{name}.png", size, channels=3)
+        write_mask(tmp_path / "g" / f"{name}_mask.png", size)
+    slices = lgg.read_folder(tmp_path, 12)
+    assert slices.extents.tolist() == [[6, 12], [12, 12], [12, 4]]
+    for i, (name, size) in enumerate(sizes.items()):
+        rows, columns = slices.extents[i]
+        image, mask = (
+            images.read_image(tmp_path / "g" / f"{name}.png"),
+            images.read_mask(tmp_path / "g" / f"{name}_mask.png"),
+        )
+        assert image.shape[:2] == size
+        np.testing.assert_array_equal(slices.images[i, :rows, :columns], images.resize_image(image, rows, columns))
+        np.testing.assert_array_equal(slices.masks[i, :rows, :columns, 0], images.resize_mask(mask, rows, columns))
+        assert (slices.images[i, rows:] == slices.images[i, rows - 1]).all()
+        assert (slices.images[i, :, columns:] == slices.images[i, :, columns - 1 : columns]).all()
+        assert not slices.masks[i, rows:].any()
+        assert not slices.masks[i, :, columns:].any()
+
+
+def test_images_at_their_own_size(tmp_path):
+    sizes = {"a": (6, 12), "b": (11, 5)}
+    for name, size in sizes.items():
+        write_image(tmp_path / f"{name}.png", size, deep=True)
+        write_mask(tmp_path / f"{name}_mask.png", size)
+    slices = lgg.read_folder(tmp_path, None)
+    assert slices.images.shape == (2, 11, 12, 1)
+    assert slices.images.dtype == np.uint16
+    assert slices.extents.tolist() == [[6, 12], [11, 5]]
+    for i, name in enumerate(sizes):
+        own = slices.extent(i)
+        np.testing.assert_array_equal(slices.images[i][own], images.read_image(tmp_path / f"{name}.png"))
+        np.testing.assert_array_equal(slices.masks[i][own][..., 0], images.read_mask(tmp_path / f"{name}_mask.png"))
+    (tmp_path / "b.png").write_bytes(b"broken")
+    assert "b.png: cannot be read" in refusal(lgg.read_folder, tmp_path, None)
 
 
 # ------------------------------------------------------------------------------------------ the real data

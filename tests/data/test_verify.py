@@ -17,7 +17,7 @@ from PIL import Image
 
 from minunet.base import cli
 from minunet.data import lgg, manifest, phantom, verify
-from minunet.data.slices import SliceSet
+from minunet.data.slices import LGG, SliceSet, Words
 from tests.data import test_lgg
 from tests.data.cases import refusal, tiff_by_hand
 
@@ -43,7 +43,7 @@ def data(tmp_path):
     return folder
 
 
-def slice_set(images, masks=None, patients=None):
+def slice_set(images, masks=None, patients=None, words=LGG):
     """A SliceSet of ``images``; by default each patient has one slice, half of it tumour."""
     images = np.asarray(images, np.uint8)
     if masks is None:
@@ -51,7 +51,8 @@ def slice_set(images, masks=None, patients=None):
         masks[:, ::2] = 1
     patients = tuple(patients or (f"p{i:02d}" for i in range(len(images))))
     numbers = tuple(range(1, len(images) + 1))
-    return SliceSet(images, np.asarray(masks, np.uint8), patients, numbers, tuple(f"{p}.tif" for p in patients))
+    files = tuple(f"{p}/{p}.tif" for p in patients)
+    return SliceSet(images, np.asarray(masks, np.uint8), patients, numbers, files, words=words)
 
 
 def random_images(count, size=8, seed=0):
@@ -59,7 +60,7 @@ def random_images(count, size=8, seed=0):
 
 
 def warnings_of(report):
-    """What the report warns of, but for too few patients, which each of these small sets has."""
+    """What the report warns of, but for too few groups, which each of these small sets has."""
     return [str(remark) for remark in report.warnings if "too few" not in remark.found]
 
 
@@ -80,6 +81,13 @@ def test_the_figures_are_those_of_the_files(data):
     assert report.patients_without_tumour == 1
     assert report.faults == ()
     text = str(report).splitlines()
+    assert text[0] == "data: 4 groups, 10 images, 9 of 8 x 8, 1 of 6 x 4 pixels"
+    assert text[1].startswith("data: foreground on 9 images (90.0%), ")
+    assert text[1].endswith(", none in 1 group")
+    named = verify.inspect_folder(data, target_name="road")
+    assert str(named).splitlines()[1].startswith("data: road on 9 images (90.0%), ")
+    data.rename(data.with_name("kaggle_3m"))
+    text = str(verify.inspect_folder(data.with_name("kaggle_3m"))).splitlines()
     assert text[0] == "data: 4 patients, 10 slices, 9 of 8 x 8, 1 of 6 x 4 pixels"
     assert text[1].startswith("data: tumour on 9 slices (90.0%), ")
     assert text[1].endswith(", none in 1 patient")
@@ -98,7 +106,7 @@ def test_what_has_been_read_gives_the_same_report_as_the_files(data):
 
 
 def test_a_report_of_nothing():
-    report = verify.summarize([])
+    report = verify.summarize([], Words())
     assert str(report) == ""
     assert (report.patients, report.slices, report.patients_without_tumour) == (0, 0, 0)
 
@@ -112,7 +120,7 @@ def test_one_image_under_two_patients():
     images[4] = images[1]
     patients = ("anna", "anna", "ben", "carl", "carl")
     (warning,) = warnings_of(verify.inspect(slice_set(images, patients=patients)))
-    assert warning.startswith("2 images under two patients: anna.tif = carl.tif and 1 more of these two; ")
+    assert warning.startswith("2 images under two patients: anna/anna.tif = carl/carl.tif and 1 more of these two; ")
     # One value apart, or within one patient: nothing to warn of.
     images[3, 5, 5, 1] ^= 1
     images[4] = images[3]
@@ -123,10 +131,10 @@ def test_images_of_one_grey_value():
     images = random_images(4)
     images[1], images[2] = 0, 0
     (warning,) = warnings_of(verify.inspect(slice_set(images)))  # and not that the two are equal
-    assert warning.startswith("2 images of one grey value all over: p01.tif, p02.tif; ")
+    assert warning.startswith("2 images of one grey value all over: p01/p01.tif, p02/p02.tif; ")
     images[1, 7, 7] = (1, 2, 3)
     (warning,) = warnings_of(verify.inspect(slice_set(images)))
-    assert warning.startswith("1 image of one grey value all over: p02.tif; ")
+    assert warning.startswith("1 image of one grey value all over: p02/p02.tif; ")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +155,38 @@ def test_channels_that_are_copies(source, found):
     assert warning.startswith(f"{found} in 1 patient: ben; ")
 
 
+def test_colours_that_are_alike_are_no_copies_of_sequences():
+    images = random_images(4)
+    images[:] = images[..., :1]
+    assert warnings_of(verify.inspect(slice_set(images, words=Words()))) == []
+    assert "copies of FLAIR in 4 patients" in warnings_of(verify.inspect(slice_set(images)))[0]
+
+
+def test_a_flat_folder_says_that_it_has_no_groups(tmp_path):
+    for number in range(5):
+        write_pair(tmp_path, "slice", number)
+    expected = (
+        "no group folders: each of the 5 images counts as a group of its own; "
+        "neighbouring slices of one stack belong in one group, see --split-file"
+    )
+    assert warnings_of(verify.inspect_folder(tmp_path)) == [expected]
+    assert warnings_of(verify.inspect(lgg.read_folder(tmp_path, 8))) == [expected]
+    (tmp_path / "group").mkdir()
+    for path in tmp_path.glob("*.tif"):
+        path.rename(tmp_path / "group" / path.name)
+    assert warnings_of(verify.inspect_folder(tmp_path)) == []
+
+
+def test_padding_counts_for_nothing(tmp_path):
+    mask = np.zeros((4, 8), np.uint8)
+    mask[:2] = 255  # a half of the image, a quarter of its square
+    for number in (1, 2, 3):
+        write_pair(tmp_path / f"g{number}", "a", number, size=(4, 8), mask=mask)
+    report = verify.inspect(lgg.read_folder(tmp_path, 8))
+    assert report.tumour_share == 0.5
+    assert report.sizes == {"8 x 4": 3}
+
+
 def test_no_tumour_and_too_much_of_it():
     images = random_images(2)
     report = verify.inspect(slice_set(images, np.zeros((2, 8, 8, 1))))
@@ -155,7 +195,8 @@ def test_no_tumour_and_too_much_of_it():
     masks = np.ones((2, 8, 8, 1))
     (warning,) = warnings_of(verify.inspect(slice_set(images, masks)))
     assert warning == (
-        "more than half of the pixels are tumour in 2 patients: p00, p01; check that these masks are not inverted"
+        "more than half of the pixels are tumour on 2 of 2 slices; "
+        "check the masks; --invert-masks swaps 0 and 1 in all of them"
     )
     masks[:, 4:] = 0  # a half is much, and possible
     assert warnings_of(verify.inspect(slice_set(images, masks))) == []
@@ -171,7 +212,7 @@ def test_inverted_masks_are_named_by_patient_and_by_slice():
     assert report.tumour_share < 0.5
     assert warnings_of(report) == [
         f"more than half of the pixels are tumour {where}; check that these masks are not inverted"
-        for where in ("in 1 patient: p02", "on 1 slice: p05.tif")
+        for where in ("in 1 patient: p02", "on 1 slice: p05/p05.tif")
     ]
 
 
@@ -180,7 +221,7 @@ def test_gaps_in_the_numbers(tmp_path):
         write_pair(tmp_path / "anna", "anna", number)
     write_pair(tmp_path / "ben", "ben", 7)
     (warning,) = warnings_of(verify.inspect_folder(tmp_path))
-    assert warning.startswith("slice numbers are left out in 1 patient: anna 4, 6 to 8, 10, ...; ")
+    assert warning.startswith("image numbers are left out in 1 group: anna 4, 6 to 8, 10, ...; ")
 
 
 def test_too_few_patients(tmp_path):
@@ -190,13 +231,13 @@ def test_too_few_patients(tmp_path):
     for number in range(20, 60):
         shutil.rmtree(tmp_path / f"p{number}")
     (some,) = verify.inspect_folder(tmp_path).warnings
-    assert some.found.startswith("too few patients (20) for ")
+    assert some.found.startswith("too few groups (20) for ")
     assert 0 < len(some.names) < 5
     assert set(some.names) < {f"--fold {fold}" for fold in range(5)}
     for number in range(1, 20):
         shutil.rmtree(tmp_path / f"p{number}")
     (all_,) = verify.inspect_folder(tmp_path).warnings
-    assert all_.found.startswith("too few patients (1) for ")
+    assert all_.found.startswith("too few groups (1) for ")
     assert all_.names == tuple(f"--fold {fold}" for fold in range(5))
 
 
@@ -218,7 +259,7 @@ def test_a_warning_shows_some_names_and_keeps_all():
     report = verify.inspect(slice_set(np.zeros((30, 4, 4, 3))))
     (remark,) = [remark for remark in report.warnings if "grey" in remark.found]
     assert len(remark.names) == 30
-    assert "p07.tif and 22 more; " in str(remark)
+    assert "p07/p07.tif and 22 more; " in str(remark)
     assert "p08" not in str(remark)
 
 
@@ -253,7 +294,7 @@ def test_twenty_faults_are_shown(tmp_path):
 
 def test_an_empty_folder_is_a_fault(tmp_path):
     (fault,) = verify.inspect_folder(tmp_path).faults
-    assert fault.startswith(f"{tmp_path}: no pair of image and mask found; expected <patient>/")
+    assert fault.startswith(f"{tmp_path}: no pair of image and mask found in an empty folder; expected NAME")
 
 
 # ------------------------------------------------------------------------------------------ the manifest
@@ -404,7 +445,7 @@ def command(capsys, *arguments):
 def test_a_sound_folder(data, capsys):
     code, output, errors = command(capsys, data)
     assert (code, errors) == (0, [])
-    assert output.startswith("data: 3 patients, 9 slices, 8 x 8 pixels\n")
+    assert output.startswith("data: 3 groups, 9 images, 8 x 8 pixels\n")
 
 
 def test_a_folder_that_is_absent_a_file_or_empty(tmp_path, capsys):
@@ -515,7 +556,7 @@ DAMAGE = {
     "4 PNG": (as_png, "not a readable TIFF"),
     "6 sizes differ": (lambda path: Image.new("RGB", (8, 9)).save(path), "its mask"),
     "7 mask": (lambda path: Image.new("L", (8, 8), 7).save(path.with_name("anna_1_mask.tif")), "the values 7"),
-    "8 16 bits": (lambda path: path.write_bytes(tiff_by_hand(2, 2, bits=16)), "16 bits a channel"),
+    "8 16 bits": (lambda path: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path), "grey of 16 bits, but "),
     "8 32 bits": (another_mode("I"), "32 bits a channel"),
     "9 RGBA": (another_mode("RGBA"), "transparency"),
     "9 palette": (another_mode("P"), "palette"),
@@ -537,6 +578,8 @@ def test_the_real_commands_name_every_damage_and_write_nothing(tmp_path, start):
     for case, (damage, _) in DAMAGE.items():
         write_pair(tmp_path / "data" / case, "anna", 1)
         damage(tmp_path / "data" / case / "anna_1.tif")
+    for number in (1, 2):
+        write_pair(tmp_path / "data" / "sound", "anna", number)
     result = run(*start, "data", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: data: {len(DAMAGE)} faults")
@@ -570,7 +613,7 @@ def test_odd_data_under_odd_names_trains_and_is_warned_of(tmp_path):
     relative = f"--data={folder.relative_to(tmp_path)}"
     result = run(ROOT / "examples" / "train_lgg.py", *arguments, "--quiet", "--output", "run", relative, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "warning: no mask shows any tumour; " in result.stdout
+    assert "warning: no mask shows any foreground; " in result.stdout
     assert "of one grey value all over: " in result.stdout
     history = (tmp_path / "run" / "history.csv").read_text()
     assert "nan" not in history
@@ -591,13 +634,13 @@ def test_turned_and_inverted_files_through_the_real_commands(tmp_path):
                 Image.fromarray(~(mask > 0)).save(path, tiffinfo={262: 0})
             if name == "d" or (name, number) == ("e", 2):
                 Image.fromarray(~mask).save(path)
-    found = "more than half of the pixels are tumour"
+    found = "more than half of the pixels are foreground"
     result = run("-m", "minunet.data.verify", folder, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     lines = [line.partition(";")[0] for line in result.stdout.splitlines() if found in line]
     assert lines == [
-        f"warning: {found} in 1 patient: d",
-        f"warning: {found} on 1 slice: {folder / 'e' / 'e_2.tif'}",
+        f"warning: {found} in 1 group: d",
+        f"warning: {found} on 1 image: {folder / 'e' / 'e_2.tif'}",
     ]
     arguments = ["--preset", "quick", "--image-size", "8", "--epochs", "1", "--device", "cpu", "--quiet"]
     result = run(ROOT / "examples" / "train_lgg.py", *arguments, "--output", "run", "--data", folder, cwd=tmp_path)

@@ -225,7 +225,7 @@ def _(place):
 @case("02 data folder empty")
 def _(place):
     (place.folder / "data" / "patient").mkdir(parents=True)
-    return refused("--data", "data", words=("data: no pair of image and mask", "<name>_<number>_mask.tif"))
+    return refused("--data", "data", words=("data: no pair of image and mask", "NAME_mask.png"))
 
 
 WRONG_LEVELS = {
@@ -339,9 +339,17 @@ def _(place):
     return Trained(("--data", "data"))
 
 
-@case("08 16-bit image")
+@case("08 16-bit grey image among others of 8-bit RGB")
 def _(place):
-    return bad_image(place, lambda image, mask: saved(image, np.full((16, 16), 999, np.uint16)), "16 bits", "scale it")
+    words = ("grey of 16 bits, but ", " has RGB of 8 bits; make them alike")
+    return bad_image(place, lambda image, mask: saved(image, np.full((16, 16), 999, np.uint16)), *words)
+
+
+@case("08 predict: a 16-bit grey image for a network of 8-bit RGB")
+def _(place):
+    saved(place.folder / "deep.tif", np.full((16, 16), 999, np.uint16))
+    words = ("deep.tif: grey of 16 bits, but the network was trained on RGB of 8 bits",)
+    return predicted(place.finished / "best.npz", "deep.tif", words=words)
 
 
 @case("08 32-bit integer image")
@@ -353,7 +361,7 @@ for mode, words in {"RGBA": "transparency", "P": "palette", "CMYK": "CMYK"}.item
 
     @case(f"09 {mode} image")
     def _(place, mode=mode, words=words):
-        return bad_image(place, lambda image, mask: saved(image, RGB, mode), words, "expected 8-bit RGB")
+        return bad_image(place, lambda image, mask: saved(image, RGB, mode), words, "expected grey or RGB")
 
 
 @case("10 several pages")

@@ -329,8 +329,8 @@ def serve(count: int, seed: int, start: int) -> None:
             image.write_bytes(content)
             mask.write_bytes(content)
             return [
-                attempt(lambda: read_image(image, formats=("TIFF",)), image),
-                attempt(lambda: read_mask(mask, formats=("TIFF",)), mask),
+                attempt(lambda: read_image(image), image),
+                attempt(lambda: read_mask(mask), mask),
                 attempt(lambda: lgg.read_folder(images, 8).images[0], image),
                 attempt(lambda: lgg.read_folder(masks, 8).masks[0, ..., 0], mask),
             ]
@@ -361,8 +361,9 @@ def attempt(function: Callable[[], np.ndarray], path: Path) -> Read:
     except BaseException:
         return Read(traceback.format_exc(), time.process_time() - started)
     seconds = time.process_time() - started
-    is_image, is_mask = array.ndim == 3 and array.shape[2] == 3, array.ndim == 2 and array.max() <= 1
-    if array.dtype != np.uint8 or not 0 < array.size <= 3 * MAX_PIXELS or not (is_image or is_mask):
+    is_image = array.ndim == 3 and array.shape[2] in (1, 3) and array.dtype in (np.uint8, np.uint16)
+    is_mask = array.ndim == 2 and array.max() <= 1 and array.dtype == np.uint8
+    if not 0 < array.size <= 3 * MAX_PIXELS or not (is_image or is_mask):
         return Read(f"an array that is no image: {array.dtype} {array.shape}", seconds)
     return Read(READ, seconds, f"{array.shape} {zlib.crc32(np.ascontiguousarray(array).data)}")
 
