@@ -120,6 +120,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "image_size": preset.image_size,
         "normalization": preset.normalization.to_dict(),
         "flip_average": preset.flip_average,
+        "keep_ratio": True,
     }
 
 

@@ -268,7 +268,8 @@ def list_folder(
             continue
         pairs += [Pair(group, *slice_) for slice_ in found]
         unpaired += alone
-    if together or folders is None:
+    of_one_patient = _LGG_FOLDER.fullmatch(root.resolve().name) is not None
+    if (together or folders is None) and not of_one_patient:
         own_faults: list[str] = []
         found, alone = _pairs(root, folders, own_faults)
         if not pairs:
@@ -284,7 +285,9 @@ def list_folder(
             raise UserError(f"{shown(root)}: no folder of patient {', '.join(absent[:FAULTS_SHOWN])}")
         pairs = [pair for pair in pairs if pair.patient in patients]
     if not pairs and not faults:
-        faults.append(_no_pairs(root, folders) + (_neighbour(root, folders) if look_around else ""))
+        what = f"{shown(root)}: no data set, but the folder of one patient; expected the one that holds all of them"
+        what = what if of_one_patient else _no_pairs(root, folders)
+        faults.append(what + (_neighbour(root, folders) if look_around else ""))
     return Listing(root, pairs, unpaired, faults, words, folders)
 
 
@@ -338,14 +341,14 @@ def _no_pairs(root: Path, folders: Sequence[str] | None) -> str:
     return f"{shown(root)}: no pair of image and mask found {found}; expected {rule}"
 
 
-def _neighbour(folder: Path, folders: Sequence[str] | None) -> str:
+def _neighbour(folder: Path, folders: Sequence[str] | None = None) -> str:
     """Names a folder with pairs up to two levels above or below ``folder``, if there is one."""
     above = [Path(os.path.normpath(folder / up)) for up in ("..", "../..")]
     below = itertools.chain(*(folder.glob(pattern) for pattern in ("*", "*/*")))
-    for place in itertools.chain(above, itertools.islice(below, 1000)):  # not a whole disk
+    for near in itertools.chain(above, itertools.islice(below, 1000)):  # not a whole disk
         try:
-            if _is_folder(place) and list_folder(place, folders=folders, look_around=False).pairs:
-                return f"; {shown(place)} is such a folder"
+            if _is_folder(near) and list_folder(near, folders=folders, look_around=False).pairs:
+                return f"; {shown(near)} is such a folder"
         except (UserError, OSError):
             continue
     return ""

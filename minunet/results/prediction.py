@@ -26,7 +26,8 @@ from minunet import engines
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import read_image, shown
+from minunet.data.images import fitted, kind_of, read_image, resize_image, shown
+from minunet.data.images import place as put
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines import memory
@@ -54,6 +55,7 @@ class Predictor:
     normalization: Normalization
     image_size: int | None  # pixels: the side of the square that every image is resized to; None: it is not resized
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
+    keep_ratio: bool  # a resized image keeps the ratio of its sides, and the rest of the square is padding
     #: Builds an engine for so many images of a size (height, width) at a time.
     make_engine: Callable[[int, tuple[int, int]], Engine]
     batch: int = BATCH  # images at a time
@@ -81,7 +83,7 @@ class Predictor:
         which not even one image fits into memory.
         """
         net, metadata = load_net(checkpoint, weights, network=network)
-        normalization, image_size, flip_average = _preprocessing(checkpoint, metadata, 2**net.depth)
+        normalization, image_size, flip_average, keep_ratio = _preprocessing(checkpoint, metadata, 2**net.depth)
         net = map_arrays(net, lambda array: to_device(array.astype("float32"), device))
         side = image_size or memory.window_side(net)
         batch = min(max_batch if image_size else 1, BATCH, _batch_that_fits(checkpoint, net, (side, side)))
@@ -89,7 +91,7 @@ class Predictor:
         def make_engine(images: int, size: tuple[int, int]) -> Engine:
             return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
 
-        predictor = cls(net, normalization, image_size, flip_average, make_engine, batch)
+        predictor = cls(net, normalization, image_size, flip_average, keep_ratio, make_engine, batch)
         if image_size is not None:
             predictor._engine_for((image_size, image_size)).freeze()
         return predictor
@@ -130,7 +132,9 @@ class Predictor:
         if isinstance(prepared, np.ndarray):
             for file, p in zip(files, self.probabilities(prepared), strict=True):
                 image = read_image(file)
-                yield file, image, [((slice(None), slice(None)), resize_probabilities(p, *image.shape[:2]))]
+                rows, columns = self._fitted(image)
+                whole = resize_probabilities(p[:rows, :columns], *image.shape[:2])
+                yield file, image, [((slice(None), slice(None)), whole)]
         else:
             for file in files:
                 image = self._image(file)
@@ -142,11 +146,19 @@ class Predictor:
         engine = self._engine_for((rows.stop, columns.stop))
         return predict_tiles(self.net, image, statistics, side, flip_average=self.flip_average, engine=engine)
 
-    def _image(self, file: Path, size: int | None = None) -> np.ndarray:
-        image, channels = read_image(file, size), self.net.config["in_channels"]
+    def _fitted(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width of a resized image."""
+        assert self.image_size is not None
+        if self.keep_ratio:
+            height, width, _ = image.shape
+            return fitted(height, width, self.image_size)
+        return self.image_size, self.image_size
+
+    def _image(self, file: Path) -> np.ndarray:
+        image, channels = read_image(file), self.net.config["in_channels"]
         if image.shape[2] != channels:
             raise UserError(
-                f"{shown(file)}: {image.shape[2]} channels, but the network was trained on images of {channels}; "
+                f"{shown(file)}: {kind_of(image)}, but the network was trained on images of {channels} channels; "
                 "give images like those of its training"
             )
         return image
@@ -159,9 +171,10 @@ class Predictor:
         assert self.image_size is not None
         images: np.ndarray | None = None
         for place, file in enumerate(files):  # and not a list first: a large volume is in memory once
-            image = self._image(file, self.image_size)
-            images = np.empty((len(files), *image.shape), image.dtype) if images is None else images
-            images[place] = image
+            image = self._image(file)
+            if images is None:
+                images = np.empty((len(files), self.image_size, self.image_size, image.shape[2]), image.dtype)
+            put(images[place], resize_image(image, *self._fitted(image)))
         assert images is not None
         return images
 
@@ -193,21 +206,25 @@ def _batch_that_fits(checkpoint: str | PathLike, net: UNet, size: tuple[int, int
 
 def _preprocessing(
     checkpoint: str | PathLike, metadata: dict[str, Any], multiple: int
-) -> tuple[Normalization, int | None, bool]:
-    """Normalisation, image size (a ``multiple``, or None) and flip average from metadata["preprocessing"]."""
+) -> tuple[Normalization, int | None, bool, bool]:
+    """Normalisation, image size (a ``multiple``, or None), flip average and whether the ratio of the sides is kept."""
     found = metadata.get("preprocessing")
     try:
         # An entry that this code does not know would be a step of the preparation that it leaves out.
-        if not isinstance(found, dict) or set(found) != {"normalization", "image_size", "flip_average"}:
-            raise ValueError("must have normalization, image_size and flip_average, and no more")
+        known = {"normalization", "image_size", "flip_average"}
+        if not isinstance(found, dict) or set(found) - {"keep_ratio"} != known:
+            raise ValueError("must have normalization, image_size and flip_average, and no more but keep_ratio")
         size = found["image_size"]
         if size is not None and (type(size) is not int or not 1 <= size <= 8192):
             raise ValueError(f"image_size must be a whole number from 1 to 8192, got {size!r}")
         if size is not None and size % multiple:
             raise ValueError(f"image_size must be a multiple of {multiple} for a network of this depth, got {size}")
-        if type(found["flip_average"]) is not bool:
-            raise ValueError(f"flip_average must be true or false, got {found['flip_average']!r}")
-        return Normalization.from_dict(found["normalization"]), size, found["flip_average"]
+        # Earlier versions squeezed every image into the square.
+        flags = found["flip_average"], found.get("keep_ratio", False)
+        for name, value in zip(("flip_average", "keep_ratio"), flags, strict=True):
+            if type(value) is not bool:
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        return Normalization.from_dict(found["normalization"]), size, *flags
     except ValueError as error:
         raise UserError(
             f"{shown(checkpoint)}: does not say how to prepare images (preprocessing: {error}), "

@@ -234,7 +234,7 @@ def files(tmp_path, checkpoint):
         (("huge_percentile.npz", "good.png"), "percentiles must be two ascending numbers in [0, 100]"),
         (("plain.npz", ""), "--images: must not be empty"),
         (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
-        (("grey.npz", "good.png"), "good.png: 3 channels, but the network was trained on images of 1"),
+        (("grey.npz", "good.png"), "good.png: RGB of 8 bits, but the network was trained on images of 1 channels"),
         (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),
         (("trained.npz", "good.png", "none.png"), "none.png: no such file or folder"),
         (("trained.npz", "good.png", "empty"), "empty: no image found"),
