@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from minunet.training.evaluation import predict_slices
 from minunet.training.loop import FolderLost, Hooks, TrainingData, check_batches, fit
 from minunet.training.presets import PRESETS, Preset
 from minunet.training.step import Engine
+from minunet.training.tiles import tiles
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +56,10 @@ def main(arguments: list[str]) -> None:
     with run_folder(output, resume=options.resume is not None) as folder:
         if options.resume is None:
             write_start(folder, config, preset, parts)
-        with StopRequest() as stop, step_explained(net, preset, needed), build(net, preset, device, options) as engine:
+        with StopRequest() as stop, step_explained(net, preset, needed), ExitStack() as scope:
+            engine = scope.enter_context(build(net, preset, device, options))
+            crop = preset.training.crop is not None
+            judging = scope.enter_context(judge(net, parts.train, preset, device, options)) if crop else engine
             if options.engine == "auto":
                 print(f"engine: {engine.description}", flush=True)
             try:
@@ -68,6 +72,8 @@ def main(arguments: list[str]) -> None:
                     metadata={"preprocessing": preprocessing(preset)},
                     hooks=Hooks(should_stop=lambda: stop.requested),
                     progress_bar=not options.quiet,
+                    judge=judging,
+                    side=side_of(net, preset),
                 )
             except FolderLost as lost:
                 write_start(lost.folder, config, preset, parts)  # a resume reads its settings there
@@ -94,7 +100,7 @@ class Parts(NamedTuple):
 
 def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> UNet:
     """The network of the preset, on ``device``."""
-    net = UNet(**preset.model, seed=seed)
+    net = UNet(**preset.model, in_channels=train.images.shape[3], seed=seed)
     check_batches(net, train, preset.training)
     size = summary(net, preset.image_size, preset.image_size)
     print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
@@ -117,7 +123,7 @@ def step_bytes(net: UNet, preset: Preset, device: Device, options: argparse.Name
 def preprocessing(preset: Preset) -> dict[str, Any]:
     """How the images are prepared: what a prediction finds in the checkpoint."""
     return {
-        "image_size": preset.image_size,
+        "image_size": None if preset.training.crop else preset.image_size,
         "normalization": preset.normalization.to_dict(),
         "flip_average": preset.flip_average,
         "keep_ratio": True,
@@ -155,7 +161,7 @@ def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options
     checkpoint = folder / f"{preset.keep}.npz"
     kept, _ = load_net(checkpoint)
     kept = map_arrays(kept, lambda array: to_device(array, device))
-    with build(kept, preset, device, options, training=False) as engine:
+    with judge(kept, slices, preset, device, options) as engine:
         probabilities = predict_slices(
             kept,
             slices,
@@ -163,17 +169,43 @@ def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options
             batch_size=preset.training.batch_size,
             flip_average=preset.flip_average,
             engine=engine,
+            side=side_of(kept, preset),
         )
     extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": options.split}
     if device == "cuda":
         extra["gpu_memory_bytes"] = gpu_pool_bytes()
         print(f"GPU memory: {extra['gpu_memory_bytes'] / 1e9:.2f} GB at the peak")
-    print(write_test(folder, slices, probabilities, preset.normalization, **extra))
+    own = None if options.data is None else read_again(slices, options)
+    print(write_test(folder, slices, probabilities, preset.normalization, own, **extra))
+
+
+def read_again(slices: SliceSet, options: argparse.Namespace) -> SliceSet:
+    """The test slices at the size of their files."""
+    again = lgg.read_folder(options.data, None, allow_missing=options.allow_missing, patients=slices.patient_names())
+    wanted = set(zip(slices.patients, slices.numbers, strict=True))
+    slices_there = enumerate(zip(again.patients, again.numbers, strict=True))
+    return again.subset([place for place, slice_ in slices_there if slice_ in wanted])
 
 
 def sizes(preset: Preset) -> tuple[int, tuple[int, int]]:
     """What an engine is built for: images a batch, height and width."""
-    return preset.training.batch_size, (preset.image_size, preset.image_size)
+    side = preset.training.crop or preset.image_size
+    return preset.training.batch_size, (side, side)
+
+
+def side_of(net: UNet, preset: Preset) -> int | None:
+    """The side of the windows in which whole images are predicted, if the network is trained on crops of them."""
+    return memory.window_side(net) if preset.training.crop else None
+
+
+def judge(net: UNet, slices: SliceSet, preset: Preset, device: Device, options: argparse.Namespace) -> Engine:
+    """The engine that predicts: made for the windows of whole images, if the network is trained on crops of them."""
+    if (side := side_of(net, preset)) is None:
+        return build(net, preset, device, options, training=False)
+    height, width = slices.images.shape[1:3]
+    rows, columns = next(tiles(net, height, width, side))
+    chosen = device, options.engine, options.precision
+    return engines.build(net, preset.training.loss, 1, (rows.stop, columns.stop), *chosen, training=False)
 
 
 @contextmanager
@@ -194,6 +226,8 @@ def step_explained(net: UNet, preset: Preset, needed: memory.StepBytes) -> Abstr
 
 def data_explained(options: argparse.Namespace, preset: Preset) -> AbstractContextManager[None]:
     size, free = preset.image_size, memory.host_bytes()
+    if preset.training.crop is not None:  # how large the images are, is not known yet
+        return nullcontext()
     if options.data is None:  # at most 24 patients of 25 slices, which are in memory twice when they are joined
         return explained("--image-size", 2 * memory.data_bytes(24 * 25, size), free, "choose smaller images")
     count = len(lgg.list_folder(options.data).pairs[: preset.limit])
@@ -227,7 +261,8 @@ def flags() -> cli.Parser:
     add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
     add("--epochs", type=cli.positive_int)
     add("--batch-size", type=cli.positive_int)
-    add("--image-size", type=cli.image_size, help="pixels")
+    add("--image-size", type=cli.image_size, help="pixels: the longer side of every image, which is resized")
+    add("--crop", type=cli.image_size, help="pixels: learn from squares of this side, of images that are not resized")
     add("--learning-rate", type=cli.positive_float)
     add("--seed", type=cli.seed, help="default 0")
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
@@ -267,6 +302,7 @@ SETTINGS = (
     "epochs",
     "batch_size",
     "image_size",
+    "crop",
     "learning_rate",
     "seed",
     "allow_missing",
@@ -282,7 +318,8 @@ def read_settings(path: Path, parser: cli.Parser) -> dict[str, Any]:
     """The settings in a run's config.json, checked as flags are: anybody may have written the file."""
     try:
         stored = json.loads(read_text(path))["options"]
-        stored = {name: stored[name] for name in SETTINGS}
+        # A run of an earlier version could not be told of these.
+        stored = {name: stored.get(name) if name in ("crop",) else stored[name] for name in SETTINGS}
     except FileNotFoundError:
         raise UserError(f"{path}: not found, give --resume the folder of a run") from None
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
@@ -321,10 +358,14 @@ def choose_preset(options: argparse.Namespace, device: Device) -> Preset:
         changes["augment_masks"] = False
     elif options.augment is not None:
         changes["augmentation"] = AUGMENTATIONS[options.augment]
+    changes["crop"] = options.crop
+    if options.crop is not None and options.image_size is not None:
+        raise UserError("--image-size: not together with --crop, which takes images at their own size")
     image_size = options.image_size or preset.image_size
     multiple = 2 ** (len(preset.model["widths"]) - 1)
-    if image_size % multiple:
-        raise UserError(f"--image-size: {image_size} is not a multiple of {multiple}, choose one that is")
+    for name, value in (("--image-size", image_size), ("--crop", options.crop or multiple)):
+        if value % multiple:
+            raise UserError(f"{name}: {value} is not a multiple of {multiple}, choose one that is")
     if options.data is None and image_size < 16:
         raise UserError(f"--image-size: {image_size} is too small to draw a synthetic patient, choose 16 or more")
     return replace(preset, image_size=image_size, training=replace(preset.training, **changes))
@@ -340,10 +381,9 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
         print(f"data: reading {images.shown(options.data)}", flush=True)
         if options.resume is not None and not Path(options.data).exists():
             raise UserError(f"{images.shown(options.data)}: no such folder, say by --data where the run's data are now")
+        size = None if preset.training.crop else preset.image_size
         with data_explained(options, preset):
-            slices = lgg.read_folder(
-                options.data, preset.image_size, allow_missing=options.allow_missing, limit=preset.limit
-            )
+            slices = lgg.read_folder(options.data, size, allow_missing=options.allow_missing, limit=preset.limit)
         print(verify.inspect(slices), flush=True)
     if options.split == "slice":
         print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")

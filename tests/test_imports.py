@@ -32,7 +32,7 @@ FLOORS = [
     ("engines.cpu", "convolution channels resample filters head loss preparation program engine choice __init__"),
     ("engines.cuda", "specification programs device kernels row3 optimizer engine trial choice __init__"),
     ("engines", "__init__"),
-    ("results", "plots report prediction __init__"),
+    ("results", "plots prediction report __init__"),
     ("exercises", "exercise learner backward starters relu max_pool2d conv2d_dweight conv2d_dx batch_norm2d skip"),
     ("exercises", "dice_loss adamw shifted astray deaf smeared negative company timid stubborn __init__ __main__"),
 ]

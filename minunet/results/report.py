@@ -13,6 +13,7 @@ from minunet.data.normalize import Normalization
 from minunet.data.phantom import best_flair_threshold_dice
 from minunet.data.slices import SliceSet
 from minunet.results.plots import plot_curves, plot_per_patient, plot_predictions, plot_samples
+from minunet.results.prediction import resize_probabilities
 from minunet.training import metrics
 from minunet.training.config import TrainingConfig
 
@@ -42,13 +43,27 @@ def write_curves(folder: Path, history: list[dict[str, float]], best_epoch: int 
 
 
 def write_test(
-    folder: Path, slices: SliceSet, probabilities: np.ndarray, normalization: Normalization, **extra: Any
+    folder: Path,
+    slices: SliceSet,
+    probabilities: np.ndarray,
+    normalization: Normalization,
+    own: SliceSet | None = None,
+    **extra: Any,
 ) -> str:
     """``metrics.json``, ``predictions.png`` and ``per_patient.png`` of the test slices. Returns the table to print.
 
-    ``probabilities`` is (S, H, W, 1). The entries of ``extra`` are added to ``metrics.json``.
+    ``probabilities`` is (S, H, W, 1). ``own`` are the same slices at the size of their files, if that is another one:
+    masks are delivered at that size, so they are scored there, too. The entries of ``extra`` are added to
+    ``metrics.json``.
     """
-    scores = metrics.evaluate_masks(probabilities, slices.masks, slices.patients)
+    scores = metrics.evaluate_masks(probabilities, slices.masks, slices.patients, extents=slices.extents)
+    lines = [metrics.format_report(scores)]
+    if own is not None and _sizes(own) != _sizes(slices):
+        at_own_size = resized_to(own, slices, probabilities)
+        of_own = metrics.evaluate_masks(at_own_size, own.masks, own.patients, extents=own.extents)
+        extra["test_at_own_size"] = of_own.to_dict()
+        pooled, mean = of_own.pooled.dice, of_own.per_patient.summary.dice.mean
+        lines.append(f"at the images' own size: Dice pooled {pooled:.3f}, mean per patient {mean:.3f}")
     grey, of_grey = best_flair_threshold_dice(slices)
     normalized, of_normalized = best_flair_threshold_dice(slices, normalization)
     baseline = {
@@ -67,10 +82,21 @@ def write_test(
     plot_predictions(
         folder / "predictions.png", slices.images[chosen], slices.masks[chosen], probabilities[chosen], titles
     )
-    return (
-        f"{metrics.format_report(scores)}\n"
-        f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {max(of_grey, of_normalized):.3f}"
-    )
+    best = max(of_grey, of_normalized)
+    lines.append(f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {best:.3f}")
+    return "\n".join(lines)
+
+
+def _sizes(slices: SliceSet) -> list[tuple[int, int]]:
+    return [(rows.stop, columns.stop) for rows, columns in map(slices.extent, range(len(slices)))]
+
+
+def resized_to(own: SliceSet, slices: SliceSet, probabilities: np.ndarray) -> np.ndarray:
+    """``probabilities`` (S, h, w, K) for ``slices`` at the sizes that the same slices have in ``own``: (S, H, W, K)."""
+    found = np.zeros((*own.masks.shape[:3], probabilities.shape[3]), np.float32)
+    for n, (height, width) in enumerate(_sizes(own)):
+        found[n, :height, :width] = resize_probabilities(probabilities[n][slices.extent(n)], height, width)
+    return found
 
 
 def _largest_tumour(slices: SliceSet, patient: str) -> int:
