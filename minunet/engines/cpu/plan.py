@@ -359,7 +359,7 @@ class Plan:
                 self.permanent[unit.flipped] = self.permanent[unit.filters]._replace(shape=unit.flipped.shape)
         for up in self.ups:
             place(up.taps)
-        # The batch that is prepared, from slices. It lasts until the next one.
+        # The batch that is prepared, from slices of 8 bits a channel. It lasts until the next one.
         pixels, of_image = (self.max_batch, self.height, self.width), self.in_channels
         kinds = ((of_image, np.uint8), (1, np.uint8), (of_image, np.float32), (1, np.float32))
         self.batch = [place(Buffer((*pixels, channels), np.dtype(of))) for channels, of in kinds]

@@ -6,6 +6,7 @@ the batches are such that no value is near a decision.
 """
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -342,6 +343,19 @@ def worst_differences_of_bits(found, expected):
     )
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_any_number_of_channels(channels):
+    slices = phantom.make(patients=1, size=16, seed=1)
+    slices = replace(slices, images=slices.images[..., np.arange(channels) % 3])
+    statistics, indices = Normalization("volume").statistics(slices), np.array([9, 3])
+    net = UNet(in_channels=channels, widths=(2, 3))
+    with CpuEngine(net, LOSS, 2, (16, 16), workers=2) as engine:
+        batch = engine.prepare_batch(slices, statistics, indices)
+        assert np.array_equal(batch.x, prepare_batch(slices, statistics, indices, "cpu").x)
+    with engines.build(net, LOSS, 2, (16, 16), "cpu", "auto", "float32") as engine:
+        assert engine.reason is None  # it has shown that it computes what the plain path does
+
+
 def test_wrong_arguments_are_refused_as_the_plain_path_does():
     case = problem(2, (8, 8), widths=(3, 4))
     with engine_for(case) as engine:
@@ -373,6 +387,10 @@ def test_a_batch_has_the_bits_of_the_plain_path(workers, move_masks):
         with pytest.raises(ValueError, match="key"):
             engine.prepare_batch(slices, statistics, np.array([0]), augmentation=PRESETS["strong"])
         larger = phantom.make(patients=1, size=32, seed=1)
+        deep = replace(slices, images=slices.images.astype(np.uint16) * 9)
+        statistics = Normalization("volume").statistics(deep)
+        wanted = prepare_batch(deep, statistics, np.array([3, 1]), "cpu", **strong)
+        assert np.array_equal(engine.prepare_batch(deep, statistics, np.array([3, 1]), **strong).x, wanted.x)
         statistics = Normalization("scale").statistics(larger)
         batch = engine.prepare_batch(larger, statistics, np.array([1]))
         assert np.array_equal(batch.x, prepare_batch(larger, statistics, np.array([1]), "cpu").x)
