@@ -34,7 +34,6 @@ from minunet.data.images import shown
 from minunet.data.lgg import FAULTS_SHOWN, THREADS
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
 from minunet.data.slices import SliceSet, Words
-from minunet.data.splits import split_by_patient
 
 NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
 
@@ -172,7 +171,9 @@ def inspect_folder(
         faults += differences(expected, digests(listing))
     warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
     words = listing.words if target_name is None else replace(listing.words, target=target_name)
-    warnings += _splits([pair.patient for pair in listing.pairs], words)
+    if 0 < len(groups := {pair.patient for pair in listing.pairs}) < 3:
+        found = f"too few {words.group}s ({len(groups)}) for training, validation and test"
+        warnings.append(Remark(found, (), f"add {words.group}s, 3 at least"))
     return summarize([fact for fact in facts if fact is not None], words, faults, warnings)
 
 
@@ -320,21 +321,6 @@ def _ungrouped(facts: Sequence[SliceFacts]) -> list[Remark]:
         return []
     found = f"no group folders: each of the {len(facts)} images counts as a group of its own"
     return [Remark(found, (), "neighbouring slices of one stack belong in one group, see --split-file")]
-
-
-def _splits(patients: Sequence[str], words: Words, folds: int = 5) -> list[Remark]:
-    """The test folds that would leave a part of the split by patient empty."""
-    refused = []
-    for fold in range(folds):
-        try:
-            split_by_patient(patients, fold, folds)
-        except UserError:
-            refused.append(f"--fold {fold}")
-    if not patients or not refused:
-        return []
-    found = f"too few {words.group}s ({len(set(patients))}) for training, validation and test"
-    advice = f"add {words.group}s" if len(refused) == folds else f"add {words.group}s, or choose another fold"
-    return [Remark(found, tuple(refused), advice)]
 
 
 def _left_out(files: Sequence[str]) -> list[Remark]:
