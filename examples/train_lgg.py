@@ -3,6 +3,7 @@
     python examples/train_lgg.py                                  on synthetic patients, minutes on a laptop
     python examples/train_lgg.py --data kaggle_3m --preset small  on LGG-MRI, on a laptop
     python examples/train_lgg.py --data kaggle_3m --preset best   on LGG-MRI, on a GPU
+    python examples/train_lgg.py --data my_data                   on your own images: docs/your_data.md
     python examples/train_lgg.py --resume runs/small              go on with a run that was stopped
 
 Everything a run computes lies in its folder when it ends: config.json, history.csv, metrics.json, four pictures,
@@ -30,7 +31,7 @@ from minunet.base.signals import StopRequest
 from minunet.data import images, lgg, phantom, verify
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.slices import SliceSet
-from minunet.data.splits import split_by_patient, split_by_slice
+from minunet.data.splits import split_by_file, split_by_patient, split_by_slice
 from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.results.report import write_curves, write_samples, write_test
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> None:
                     preset.training,
                     folder,
                     resume=options.resume is not None,
-                    metadata={"preprocessing": preprocessing(preset)},
+                    metadata={"preprocessing": preprocessing(preset), **of_data(parts.train)},
                     hooks=Hooks(should_stop=lambda: stop.requested),
                     progress_bar=not options.quiet,
                     judge=judging,
@@ -79,12 +80,12 @@ def main(arguments: list[str]) -> None:
                 write_start(lost.folder, config, preset, parts)  # a resume reads its settings there
                 raise
         if options.resume is not None:
-            keep_place_of_data(folder, config["options"]["data"])
+            keep_places(folder, config["options"])
         if not progress.finished:
             again = shlex.join(["python", sys.argv[0], f"--resume={folder}"])
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
         stop.exit_if_requested()
-        write_curves(folder, progress.history, progress.best_epoch)
+        write_curves(folder, progress.history, progress.best_epoch, parts.train.words)
         test(folder, parts.test, preset, device, options)
         files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
         print(f"everything lies in {images.shown(folder)}: {images.shown(', '.join(files))}")
@@ -130,6 +131,11 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
     }
 
 
+def of_data(slices: SliceSet) -> dict[str, Any]:
+    """What a checkpoint notes of its data: which images a prediction may take, and what it calls them."""
+    return {"kind": images.kind_of(slices.images[0])._asdict(), "words": asdict(slices.words)}
+
+
 def config_of(options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> dict[str, Any]:
     """What config.json holds."""
     return {
@@ -148,11 +154,12 @@ def write_start(folder: Path, config: dict[str, Any], preset: Preset, parts: Par
     write_samples(folder, parts.train, preset.training, preset.normalization)
 
 
-def keep_place_of_data(folder: Path, place: str | None) -> None:
-    """Write into config.json where the data of a resumed run lie now: the same pixels, but they may have been moved."""
+def keep_places(folder: Path, options: dict[str, Any]) -> None:
+    """Write into config.json where the files of a resumed run lie now: the same, but they may have been moved."""
     config = json.loads(read_text(folder / "config.json"))
-    if config["options"]["data"] != place:
-        config["options"]["data"] = place
+    places = {name: options[name] for name in PLACES}
+    if any(config["options"].get(name) != place for name, place in places.items()):
+        config["options"] |= places
         write_text(folder / "config.json", json_text(config))
 
 
@@ -171,7 +178,8 @@ def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options
             engine=engine,
             side=side_of(kept, preset),
         )
-    extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": options.split}
+    split = options.split if options.split_file is None else "file"
+    extra: dict[str, Any] = {"checkpoint": checkpoint.name, "split": split}
     if device == "cuda":
         extra["gpu_memory_bytes"] = gpu_pool_bytes()
         print(f"GPU memory: {extra['gpu_memory_bytes'] / 1e9:.2f} GB at the peak")
@@ -230,7 +238,7 @@ def data_explained(options: argparse.Namespace, preset: Preset) -> AbstractConte
         return nullcontext()
     if options.data is None:  # at most 24 patients of 25 slices, which are in memory twice when they are joined
         return explained("--image-size", 2 * memory.data_bytes(24 * 25, size), free, "choose smaller images")
-    count = len(lgg.list_folder(options.data).pairs[: preset.limit])
+    count = len(lgg.list_folder(options.data, folders=options.folders).pairs[: preset.limit])
     return explained("--image-size", memory.data_bytes(count, size), free, memory.data_advice(count, size, free))
 
 
@@ -239,33 +247,48 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = flags()
     options = parser.parse_args(arguments)
     if options.resume is None:
+        check_together(options)
         return with_defaults(options)
-    if extra := [name for name in SETTINGS if name != "data" and getattr(options, name) is not None]:
+    if extra := [name for name in SETTINGS if name not in PLACES and getattr(options, name) is not None]:
         raise UserError(f"{flag(extra[0])}: not together with --resume, which takes the run's settings")
     settings = read_settings(Path(options.resume) / "config.json", parser)
-    moved = {} if options.data is None else {"data": options.data}
+    moved = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
     vars(options).update(settings, output=options.resume, **moved)
     return options
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """Raise UserError for flags of a new run that do not go together."""
+    if options.data is None:
+        for name in ("folders", "invert_masks", "target_name"):
+            if getattr(options, name) is not None:
+                raise UserError(f"{flag(name)}: says how --data is read, and there is none, give --data")
+    if options.split_file is not None:
+        for name in ("split", "fold"):
+            if getattr(options, name) is not None:
+                raise UserError(f"{flag(name)}: not together with --split-file, which says who is in which part")
 
 
 def flags() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", metavar="DIR", help="the folder kaggle_3m, or your own in its layout; left out: synthetic patients")
+    add("--data", metavar="DIR", help="the folder kaggle_3m, or your own; left out: synthetic patients")
+    verify.add_folder_arguments(parser)
     add("--preset", choices=sorted(PRESETS), help="the recipe; left out: quick, or small with --data")
     add("--output", metavar="DIR", help="the run's folder; left out: runs/<preset>, or the next free name")
     add("--resume", metavar="DIR", help="go on with the run in this folder; with --data, if its data have moved")
+    add("--split-file", metavar="CSV", help="who is in which part: a line group,part, then one for each group")
     add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
     add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
     add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
     add("--epochs", type=cli.positive_int)
+    add("--images-per-epoch", type=cli.positive_int, metavar="N")
     add("--batch-size", type=cli.positive_int)
     add("--image-size", type=cli.image_size, help="pixels: the longer side of every image, which is resized")
     add("--crop", type=cli.image_size, help="pixels: learn from squares of this side, of images that are not resized")
     add("--learning-rate", type=cli.positive_float)
     add("--seed", type=cli.seed, help="default 0")
-    add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
     add("--quiet", action="store_true", help="no progress bar")
@@ -280,6 +303,7 @@ def with_defaults(given: argparse.Namespace) -> argparse.Namespace:
     options.fold = given.fold or 0
     options.seed = given.seed or 0
     options.allow_missing = bool(given.allow_missing)
+    options.invert_masks = bool(given.invert_masks)
     return options
 
 
@@ -306,29 +330,42 @@ SETTINGS = (
     "learning_rate",
     "seed",
     "allow_missing",
+    "folders",
+    "invert_masks",
+    "target_name",
+    "split_file",
+    "images_per_epoch",
 )
+
+#: Those that say where a file or folder lies: it may be another place when the run is resumed.
+PLACES = ("data", "split_file")
+
+#: What those settings are that the runs of earlier versions did not have.
+OLD = dict.fromkeys(("crop", "folders", "target_name", "split_file", "images_per_epoch")) | {"invert_masks": False}
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in SETTINGS}
-    return {**settings, "data": None if options.data is None else str(Path(options.data).resolve())}
+    return settings | {name: str(Path(settings[name]).resolve()) for name in PLACES if settings[name] is not None}
 
 
 def read_settings(path: Path, parser: cli.Parser) -> dict[str, Any]:
     """The settings in a run's config.json, checked as flags are: anybody may have written the file."""
     try:
-        stored = json.loads(read_text(path))["options"]
-        # A run of an earlier version could not be told of these.
-        stored = {name: stored.get(name) if name in ("crop",) else stored[name] for name in SETTINGS}
+        stored = OLD | json.loads(read_text(path))["options"]
+        stored = {name: stored[name] for name in SETTINGS}
     except FileNotFoundError:
         raise UserError(f"{path}: not found, give --resume the folder of a run") from None
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path}: no settings of a run ({type(error).__name__}), start a new run") from None
-    given = {flag(name): value for name, value in stored.items() if value is not None and value is not False}
+    given: list[str] = []
+    for name, value in stored.items():
+        if isinstance(value, list):
+            given += [flag(name), *map(str, value)]
+        elif value is not None and value is not False:
+            given.append(flag(name) if value is True else f"{flag(name)}={value}")
     try:
-        options = with_defaults(
-            parser.parse_args([name if value is True else f"{name}={value}" for name, value in given.items()])
-        )
+        options = with_defaults(parser.parse_args(given))
     except UserError as error:
         raise UserError(
             f"{path}: no settings of a run ({str(error).removesuffix(', see --help')}), start a new run"
@@ -352,6 +389,8 @@ def choose_preset(options: argparse.Namespace, device: Device) -> Preset:
         changes.update(epochs=options.epochs, warmup_epochs=share * options.epochs)
     if options.batch_size is not None:
         changes["batch_size"] = options.batch_size
+    if options.images_per_epoch is not None:
+        changes["images_per_epoch"] = options.images_per_epoch
     if options.learning_rate is not None:
         changes["lr"] = options.learning_rate
     if options.augment == "image-only":
@@ -383,10 +422,14 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
             raise UserError(f"{images.shown(options.data)}: no such folder, say by --data where the run's data are now")
         size = None if preset.training.crop else preset.image_size
         with data_explained(options, preset):
-            slices = lgg.read_folder(options.data, size, allow_missing=options.allow_missing, limit=preset.limit)
+            slices = lgg.read_folder(options.data, size, limit=preset.limit, **reading(options))
         print(verify.inspect(slices), flush=True)
-    if options.split == "slice":
-        print("note: --split slice puts slices of one patient on both sides; its figures say little about new patients")
+    words = slices.words
+    if options.split_file is not None:
+        indices = split_by_file(slices.patients, options.split_file)
+    elif options.split == "slice":
+        sides = f"{words.image}s of one {words.group} on both sides"
+        print(f"note: --split slice puts {sides}; its figures say little about new {words.group}s")
         indices = split_by_slice(len(slices), options.seed)
     else:
         indices = split_by_patient(slices.patients, options.fold)
@@ -395,8 +438,14 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
     return Parts(train, validation, test)
 
 
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """How ``lgg.read_folder`` reads the data."""
+    return {name: getattr(options, name) for name in ("allow_missing", "folders", "invert_masks", "target_name")}
+
+
 def describe(slices: SliceSet) -> str:
-    return f"{len(slices.patient_names())} patients ({len(slices)} slices)"
+    words = slices.words
+    return f"{len(slices.patient_names())} {words.group}s ({len(slices)} {words.image}s)"
 
 
 if __name__ == "__main__":

@@ -158,6 +158,9 @@ def read_folder(
     faults += read_pairs(listing, keep, invert_masks=invert_masks)
     if faults:
         raise _refusal(folder, faults)
+    words = listing.words if target_name is None else replace(listing.words, target=target_name)
+    if kind != Kind(3, 8):  # not the three sequences, whatever the folders are called
+        words = replace(words, channels=())
     return SliceSet(
         images=images,
         masks=masks,
@@ -166,7 +169,7 @@ def read_folder(
         files=tuple(str(pair.image) for pair in pairs),
         skipped=tuple(str(path) for path in listing.unpaired),
         extents=None if (extents == (height, width)).all() else extents,
-        words=listing.words if target_name is None else replace(listing.words, target=target_name),
+        words=words,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +13,35 @@ class Words:
     """What the things of a data set are called in messages, tables and pictures.
 
     >>> Words(target="road")
-    Words(target='road', group='group', image='image', channels=())
+    Words(target='road', group='group', image='image', pooled='pooled', channels=())
     """
 
     target: str = "foreground"  # what the masks mark
     group: str = "group"  # images that belong together, and go to one part of a split
     image: str = "image"
+    pooled: str = "pooled"  # how the scores of a group count its images: together, as one volume
     channels: tuple[str, ...] = ()  # their names, if the channels are MR sequences and no colours
+
+    @classmethod
+    def read(cls, stored: Any) -> "Words":
+        """The words that a checkpoint holds (``dataclasses.asdict``); LGG-MRI's, if it is older than they are.
+
+        Raises ValueError for anything else: anybody may have written the file.
+        """
+        if stored is None:
+            return LGG
+        try:
+            words = cls(**{**stored, "channels": tuple(stored["channels"])})
+        except (TypeError, KeyError):
+            raise ValueError("words must hold target, group, image, pooled and channels") from None
+        for word in (words.target, words.group, words.image, words.pooled, *words.channels):
+            if not isinstance(word, str) or not word.isprintable() or len(word) > 40:
+                raise ValueError(f"words must be printable, of at most 40 letters, got {word!r:.80}")
+        return words
 
 
 #: The words of LGG-MRI, and of the phantom.
-LGG = Words("tumour", "patient", "slice", ("pre-contrast", "FLAIR", "post-contrast"))
+LGG = Words("tumour", "patient", "slice", "in 3-D", ("pre-contrast", "FLAIR", "post-contrast"))
 
 
 @dataclass(frozen=True, eq=False)

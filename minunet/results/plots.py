@@ -21,6 +21,7 @@ import numpy as np
 
 from minunet.base.backend import Array, to_numpy
 from minunet.base.durable import write_durably
+from minunet.data.slices import LGG, Words
 
 
 @contextlib.contextmanager
@@ -77,24 +78,28 @@ _STYLE: dict[str, Any] = {
 # ---- From arrays to something that can be looked at ------------------------------------------------------------------
 
 
-def display_image(images: Array) -> np.ndarray:
-    """``images`` (..., H, W, C) of any real dtype as grey pictures (..., H, W, 3), uint8.
+def display_image(images: Array, words: Words = LGG) -> np.ndarray:
+    """``images`` (..., H, W, C) of any real dtype as pictures (..., H, W, 3), uint8.
 
     LGG-MRI holds pre-contrast, FLAIR and post-contrast in the three channels. FLAIR is shown, alone and in grey: it
     is the sequence on which the tumours were outlined, and on grey a coloured mask stands out. (As red, green
-    and blue the three sequences would give a picture in colours that mean nothing.) With any other number of
-    channels the first is shown. Each picture is stretched from its 1st to its 99.5th percentile, so raw bytes and
-    normalised floats look alike; a constant picture becomes black.
+    and blue the three sequences would give a picture in colours that mean nothing.) Three channels without names,
+    as ``words`` says, are red, green and blue. With any other number the first is shown in grey. Each picture is
+    stretched from its 1st to its 99.5th percentile, so raw bytes and normalised floats look alike; a constant picture
+    becomes black.
 
     >>> display_image(np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)).shape
     (1, 4, 4, 3)
     """
     images = to_numpy(images)
-    grey = images[..., 1 if images.shape[-1] == 3 else 0].astype(np.float64)
-    low, high = np.percentile(grey, (1, 99.5), axis=(-2, -1), keepdims=True)
+    if images.shape[-1] != 3 or words.channels:
+        first = words.channels.index("FLAIR") if images.shape[-1] == len(words.channels) else 0
+        images = images[..., first : first + 1]
+    pictures = images.astype(np.float64)
+    low, high = np.percentile(pictures, (1, 99.5), axis=(-3, -2, -1), keepdims=True)
     span = np.where(high > low, high - low, 1)
-    grey = np.clip((grey - low) / span, 0, 1)
-    return np.repeat((255 * grey + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
+    pictures = (255 * np.clip((pictures - low) / span, 0, 1) + 0.5).astype(np.uint8)
+    return np.repeat(pictures, 3 // pictures.shape[-1], axis=-1)
 
 
 def outline(mask: Array) -> np.ndarray:
@@ -147,25 +152,27 @@ def plot_samples(
     augmented_images: Array,
     augmented_masks: Array,
     titles: Sequence[str],
+    words: Words = LGG,
 ) -> Path:
     """One row a slice: the image, its mask over it, and the same two after augmentation.
 
     ``images`` and ``augmented_images`` are (S, H, W, C), ``masks`` and ``augmented_masks`` (S, H, W, 1), ``titles``
-    S strings. An augmented mask that does not lie on its tumour is what this picture is made to show.
+    S strings, ``words`` those of the data set. An augmented mask that does not lie on its tumour is what this picture
+    is made to show.
 
     Raises ValueError if the numbers of images, masks and titles differ, or there is none.
     """
     _check_lengths(
         len(titles), images=images, masks=masks, augmented_images=augmented_images, augmented_masks=augmented_masks
     )
-    plain, plain_masks = display_image(images), to_numpy(masks)[..., 0]
-    turned, turned_masks = display_image(augmented_images), to_numpy(augmented_masks)[..., 0]
+    plain, plain_masks = display_image(images, words), to_numpy(masks)[..., 0]
+    turned, turned_masks = display_image(augmented_images, words), to_numpy(augmented_masks)[..., 0]
     rows = [
         [plain[s], overlay(plain[s], plain_masks[s], ACTUAL), turned[s], overlay(turned[s], turned_masks[s], ACTUAL)]
         for s in range(len(titles))
     ]
     headings = ("image", "with its mask", "augmented", "with its mask")
-    return _plot_image_rows(path, rows, headings, titles, legend={"tumour, as the mask marks it": ACTUAL})
+    return _plot_image_rows(path, rows, headings, titles, legend={f"{words.target}, as the mask marks it": ACTUAL})
 
 
 def plot_predictions(
@@ -175,24 +182,25 @@ def plot_predictions(
     probabilities: Array,
     titles: Sequence[str],
     threshold: float = 0.5,
+    words: Words = LGG,
 ) -> Path:
     """One row a slice: image, actual mask, predicted mask, and where the two differ.
 
     ``images`` (S, H, W, C), ``targets`` and ``probabilities`` (S, H, W, 1), ``titles`` S strings. A pixel is
-    predicted to be tumour where its probability exceeds ``threshold``. Beside each title stands the Dice of that
+    predicted to be foreground where its probability exceeds ``threshold``. Beside each title stands the Dice of that
     slice alone, 2 TP / (2 TP + FP + FN), by convention 1 where both masks are empty.
 
     Raises ValueError if the numbers of images, masks and titles differ, or there is none.
     """
     _check_lengths(len(titles), images=images, targets=targets, probabilities=probabilities)
-    pictures = display_image(images)
+    pictures = display_image(images, words)
     actual = to_numpy(targets)[..., 0] > 0
     predicted = to_numpy(probabilities)[..., 0] > threshold
     rows, labels = [], []
     for picture, a, p, title in zip(pictures, actual, predicted, titles, strict=True):
         rows.append([picture, overlay(picture, a, ACTUAL), overlay(picture, p, PREDICTED), difference(picture, a, p)])
         size = a.sum() + p.sum()
-        dice = f"Dice of this slice {2 * (a & p).sum() / size:.2f}" if size else "both masks empty: Dice 1"
+        dice = f"Dice of this {words.image} {2 * (a & p).sum() / size:.2f}" if size else "both masks empty: Dice 1"
         labels.append(f"{title}\n{dice}")
     headings = ("image", "actual", "predicted", "difference")
     legend = {

@@ -11,7 +11,7 @@ from minunet.base.durable import json_text, write_text
 from minunet.data.batches import prepare_batch
 from minunet.data.normalize import Normalization
 from minunet.data.phantom import best_flair_threshold_dice
-from minunet.data.slices import SliceSet
+from minunet.data.slices import LGG, SliceSet, Words
 from minunet.results.plots import plot_curves, plot_per_patient, plot_predictions, plot_samples
 from minunet.results.prediction import resize_probabilities
 from minunet.training import metrics
@@ -33,13 +33,19 @@ def write_samples(folder: Path, slices: SliceSet, config: TrainingConfig, normal
     )
     titles = [_title(slices, place) for place in chosen]
     plot_samples(
-        folder / "samples.png", slices.images[chosen], slices.masks[chosen], batch.x, to_numpy(batch.target), titles
+        folder / "samples.png",
+        slices.images[chosen],
+        slices.masks[chosen],
+        batch.x,
+        to_numpy(batch.target),
+        titles,
+        slices.words,
     )
 
 
-def write_curves(folder: Path, history: list[dict[str, float]], best_epoch: int | None) -> None:
+def write_curves(folder: Path, history: list[dict[str, float]], best_epoch: int | None, words: Words = LGG) -> None:
     """``curves.png``: loss and Dice over the epochs (from 1), training beside validation."""
-    plot_curves(folder / "curves.png", history, best_epoch)
+    plot_curves(folder / "curves.png", history, best_epoch, f"mean over {words.group}s, {words.pooled}")
 
 
 def write_test(
@@ -56,34 +62,37 @@ def write_test(
     masks are delivered at that size, so they are scored there, too. The entries of ``extra`` are added to
     ``metrics.json``.
     """
+    words = slices.words
     scores = metrics.evaluate_masks(probabilities, slices.masks, slices.patients, extents=slices.extents)
-    lines = [metrics.format_report(scores)]
+    found = {**extra, "test": scores.to_dict()}
+    lines = [metrics.format_report(scores, words)]
     if own is not None and _sizes(own) != _sizes(slices):
         at_own_size = resized_to(own, slices, probabilities)
         of_own = metrics.evaluate_masks(at_own_size, own.masks, own.patients, extents=own.extents)
-        extra["test_at_own_size"] = of_own.to_dict()
+        found["test_at_own_size"] = of_own.to_dict()
         pooled, mean = of_own.pooled.dice, of_own.per_patient.summary.dice.mean
-        lines.append(f"at the images' own size: Dice pooled {pooled:.3f}, mean per patient {mean:.3f}")
-    grey, of_grey = best_flair_threshold_dice(slices)
-    normalized, of_normalized = best_flair_threshold_dice(slices, normalization)
-    baseline = {
-        "raw": {"threshold": grey, "mean_dice": of_grey},
-        "normalized": {"threshold": normalized, "mean_dice": of_normalized},
-    }
-    found = {**extra, "test": scores.to_dict(), "best_flair_threshold": baseline}
+        lines.append(f"at the images' own size: Dice pooled {pooled:.3f}, mean per {words.group} {mean:.3f}")
+    if words.channels:
+        grey, of_grey = best_flair_threshold_dice(slices)
+        normalized, of_normalized = best_flair_threshold_dice(slices, normalization)
+        found["best_flair_threshold"] = {
+            "raw": {"threshold": grey, "mean_dice": of_grey},
+            "normalized": {"threshold": normalized, "mean_dice": of_normalized},
+        }
+        best = max(of_grey, of_normalized)
+        lines.append(f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {best:.3f}")
     write_text(folder / "metrics.json", json_text(found))
 
     patients = scores.per_patient
-    plot_per_patient(folder / "per_patient.png", patients.names, patients.dice, patients.summary.dice.mean_interval)
+    title = f"Dice per {words.group} ({words.pooled}: all {words.image}s of a {words.group} counted together)"
+    interval = patients.summary.dice.mean_interval
+    plot_per_patient(folder / "per_patient.png", patients.names, patients.dice, interval, title)
     ranked = [name for _, name in sorted(zip(patients.dice, patients.names, strict=True))]
     cases = ranked[::-1] if len(ranked) < 6 else ranked[:-4:-1] + ranked[2::-1]  # the three best, the three worst
     chosen = [_largest_tumour(slices, name) for name in cases]
     titles = [_title(slices, place) for place in chosen]
-    plot_predictions(
-        folder / "predictions.png", slices.images[chosen], slices.masks[chosen], probabilities[chosen], titles
-    )
-    best = max(of_grey, of_normalized)
-    lines.append(f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {best:.3f}")
+    pictures = slices.images[chosen], slices.masks[chosen], probabilities[chosen]
+    plot_predictions(folder / "predictions.png", *pictures, titles, words=words)
     return "\n".join(lines)
 
 
@@ -111,4 +120,4 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 
 def _title(slices: SliceSet, place: int) -> str:
-    return f"{slices.patients[place]}\nslice {slices.numbers[place]}"
+    return f"{slices.patients[place]}\n{slices.words.image} {slices.numbers[place]}"

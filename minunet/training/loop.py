@@ -371,10 +371,11 @@ class _Run:
         progress, net = self.progress, self.averaged_net()
         on_validation = self._evaluate(net, self.validation, self.validation_statistics)
         on_train = self._evaluate(net, self.train, self.train_statistics, self.train_sample)
-        for patients, loss in (("validation", on_validation.loss), ("training", on_train.loss)):
+        group = self.train.words.group
+        for part, loss in (("validation", on_validation.loss), ("training", on_train.loss)):
             if not math.isfinite(loss):
                 raise Diverged(
-                    f"epoch {progress.epoch_number}, after its last step: the loss on {patients} patients is {loss}, "
+                    f"epoch {progress.epoch_number}, after its last step: the loss on {part} {group}s is {loss}, "
                     "lower the learning rate"
                 )
         learning_rate = self.config.learning_rate(self.optimizer.steps - 1, self.steps_per_epoch)

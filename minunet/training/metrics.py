@@ -36,6 +36,7 @@ import numpy as np
 from minunet.base.backend import Array, array_module, to_numpy
 from minunet.base.choices import check_choice
 from minunet.base.rng import BOOTSTRAP, Key, generator
+from minunet.data.slices import LGG, Words
 
 #: The default key of the bootstrap.
 BOOTSTRAP_KEY = Key(seed=0, stream=BOOTSTRAP)
@@ -644,11 +645,12 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def format_report(scores: Scores) -> str:
-    """The scores as a table to print. What is None in them prints as n/a."""
+def format_report(scores: Scores, words: Words = LGG) -> str:
+    """The scores as a table to print, in the ``words`` of the data set. What is None in them prints as n/a."""
     summary, pooled, by_slice, reference = scores.per_patient.summary, scores.pooled, scores.per_slice, scores.reference
     height, width = scores.image_size
-    measured = f"HD95 in pixels ({summary.hd95_px.patients} of {scores.patients} patients)"
+    measured = f"HD95 in pixels ({summary.hd95_px.patients} of {scores.patients} {words.group}s)"
+    per_group = f"Per {words.group}, {words.pooled}"
     smoothed = f"reference: soft, pooled, smooth {reference.smooth:.4g}"
 
     def summary_row(label: str, values: Summary, digits: int = 3) -> str:
@@ -663,10 +665,12 @@ def format_report(scores: Scores) -> str:
 
     return "\n".join(
         [
-            f"Slices: {scores.slices}, {scores.tumour_slices} with tumour. Patients: {scores.patients}."
-            f" Pixels: {height} x {width}. Tumour is predicted where its probability is above {scores.threshold:g}.",
+            f"{words.image.capitalize()}s: {scores.slices}, {scores.tumour_slices} with {words.target}."
+            f" {words.group.capitalize()}s: {scores.patients}. Pixels: {height} x {width}."
+            f" {words.target[:1].upper()}{words.target[1:]} is predicted where its probability is above"
+            f" {scores.threshold:g}.",
             "",
-            f"{'Per patient, in 3-D':<40}{'mean':>8}  {'95 % interval':<16}{'median':>8}  95 % interval",
+            f"{per_group:<40}{'mean':>8}  {'95 % interval':<16}{'median':>8}  95 % interval",
             summary_row("Dice", summary.dice),
             summary_row("Dice, largest component only", summary.dice_largest_component),
             summary_row("IoU", summary.iou),
@@ -675,9 +679,15 @@ def format_report(scores: Scores) -> str:
             f"{'The same predictions, other definitions':<40}{'Dice':>8}{'IoU':>8}",
             dice_row("pooled over all pixels", pooled.dice, pooled.iou),
             dice_row(
-                "mean over slices, empty counted as 1", by_slice.mean_dice_empty_as_one, by_slice.mean_iou_empty_as_one
+                f"mean over {words.image}s, empty counted as 1",
+                by_slice.mean_dice_empty_as_one,
+                by_slice.mean_iou_empty_as_one,
             ),
-            dice_row("mean over slices with tumour", by_slice.mean_dice_tumour_slices, by_slice.mean_iou_tumour_slices),
+            dice_row(
+                f"mean over {words.image}s with {words.target}",
+                by_slice.mean_dice_tumour_slices,
+                by_slice.mean_iou_tumour_slices,
+            ),
             dice_row(smoothed, reference.soft_dice_pooled, reference.soft_iou_pooled),
             "",
             f"{'Pooled over all pixels':<40}{'precision':>11}{'recall':>11}{'specificity':>13}{'accuracy':>11}",

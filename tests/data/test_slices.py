@@ -1,12 +1,15 @@
 """SliceSet: what it refuses, and what a subset is."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minunet.data import slices as slices_module
-from minunet.data.slices import SliceSet
+from minunet.data.slices import LGG, SliceSet, Words
 
 
 def slice_set(**changes):
@@ -153,3 +156,25 @@ def test_the_extents_go_where_their_images_go():
 def test_what_does_not_fit_together_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         slice_set(**changes)
+
+
+def test_a_checkpoint_keeps_the_words_of_its_data():
+    words = Words(target="road")
+    assert Words.read(json.loads(json.dumps(asdict(words)))) == words
+    assert Words.read(json.loads(json.dumps(asdict(LGG)))) == LGG
+    assert Words.read(None) == LGG  # a checkpoint of an earlier version
+
+
+@pytest.mark.parametrize("change", [{"target": "a\nb"}, {"group": 3}, {"image": "x" * 41}, {"channels": [1]}, {"a": 1}])
+def test_words_that_nobody_has_stored_are_refused(change):
+    with pytest.raises(ValueError, match="words must"):
+        Words.read({**asdict(Words()), **change})
+    for stored in ([], "tumour", {}, {**asdict(Words()), "channels": None}):
+        with pytest.raises(ValueError, match="words must"):
+            Words.read(stored)
+
+
+def test_a_part_keeps_the_words():
+    slices = slice_set(words=LGG)
+    assert slices.subset([0]).words == LGG
+    assert slice_set().words == Words()

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from minunet.base.errors import UserError
+from minunet.data.slices import LGG, Words
 from minunet.results import plots
 
 RNG_SEED = 7
@@ -90,6 +91,22 @@ def test_display_image_shows_the_flair_channel_in_grey():
     assert (np.diff(shown[..., 0].ravel().astype(int)) >= 0).all()  # the order of the FLAIR values, of no other channel
     assert shown.min() == 0
     assert shown.max() == 255
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_display_image_shows_colours_as_colours_and_any_other_number_of_channels_by_the_first(kind):
+    image = np.random.default_rng(4).integers(0, np.iinfo(kind).max, (2, 9, 9, 4), dtype=kind)
+    colours = plots.display_image(image[..., :3], Words())
+    for channel in range(3):  # all three are stretched alike, so that a colour stays what it is
+        low, high = np.percentile(image[0, ..., :3], (1, 99.5))
+        expected = np.clip((image[0, ..., channel] - low) / (high - low), 0, 1) * 255
+        assert np.abs(colours[0, ..., channel] - expected).max() <= 0.51
+    for channels in (1, 2, 4):
+        for words in (Words(), LGG):
+            grey = plots.display_image(image[..., :channels], words)
+            assert (grey == plots.display_image(image[..., :1], Words())).all()
+            assert (grey[..., 0] == grey[..., 2]).all()
+    assert not (plots.display_image(image[..., :3], LGG) == colours).all()
 
 
 def test_display_image_stretches_each_picture_by_itself_whatever_the_dtype():
