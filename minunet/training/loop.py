@@ -417,12 +417,11 @@ class _Run:
         """Save the state in a new folder: beside the run's own, which is gone, or where temporary files go."""
         gone = self.folder
         for parent in (gone.parent, Path(tempfile.gettempdir())):
-            self.folder = next_free_folder(parent, f"rescued-{gone.name}")
             try:
-                self.folder.mkdir(parents=True)
+                self.folder = next_free_folder(parent, f"rescued-{gone.name}")
                 self.save("last.npz")
                 self._write_history()
-            except (OSError, UserError):
+            except UserError:
                 continue
             raise FolderLost(
                 f"{gone}: was deleted or moved while the run was at work; its state is saved in {self.folder}, "
@@ -430,8 +429,8 @@ class _Run:
                 self.folder,
             )
         raise UserError(
-            f"{gone}: was deleted or moved while the run was at work, and {self.folder} cannot be written; "
-            "the state of the run is lost, start a new run in a folder that stays"
+            f"{gone}: was deleted or moved while the run was at work, and nothing can be written beside it or in "
+            f"{parent}; the state of the run is lost, start a new run in a folder that stays"
         )
 
     def averaged_net(self) -> UNet:
