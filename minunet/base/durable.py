@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +46,39 @@ _ADVICE = {
 #: What fsync answers for a folder where the file system has no such thing. All else, such as EIO, is a failure.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
+#: The folders that are :func:`held`, and which ones they are (device and number).
+_HELD: dict[Path, os.stat_result] = {}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within the ``with`` block :func:`write_durably` writes into ``folder`` only while it is the same folder.
+
+    If it is moved away, another folder or a link to one may take its name, and what lies there is somebody else's.
+
+    Raises OSError if it is no folder, or cannot be opened.
+    """
+    if folder in _HELD:
+        yield
+        return
+    with contextlib.ExitStack() as scope:
+        if os.name == "nt":  # Windows cannot open a folder, and moves none in which a file is open
+            _HELD[folder] = os.stat(folder)
+        else:  # open, so that its number is not given to another folder when it is deleted
+            descriptor = os.open(folder, os.O_RDONLY)
+            scope.callback(os.close, descriptor)
+            _HELD[folder] = os.fstat(descriptor)
+        scope.callback(_HELD.pop, folder)
+        yield
+
+
+def is_same(folder: Path) -> bool:
+    """Whether the ``folder`` that is :func:`held` is still there, and no other in its place."""
+    try:
+        return os.path.samestat(os.stat(folder), _HELD[folder])
+    except OSError:
+        return False
+
 
 def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
     """Let ``write(file)`` write a binary file, and put it at ``path`` only when all of it is on the disk.
@@ -53,9 +86,15 @@ def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None
     If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
     temporary file is removed.
 
-    Raises UserError if the system refuses (disk full, no permission, ...); what ``write`` raises passes through.
+    Raises UserError if the system refuses (disk full, no permission, ...), or the folder is :func:`held` and is not
+    the same any more; what ``write`` raises passes through.
     """
     path = Path(path)
+    if path.parent in _HELD and not is_same(path.parent):
+        raise UserError(
+            f"{path.parent}: was deleted or moved while the run was at work, {path.name} was not written; "
+            "resume the run where it lies now, or start a new one"
+        )
     temporary = path.parent / f".{secrets.token_hex(8)}.minunet-tmp"
     try:
         with temporary.open("xb") as file:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from minunet.base.durable import TEMPORARY_NAME
+from minunet.base.durable import TEMPORARY_NAME, held
 from minunet.base.errors import UserError
 
 try:
@@ -23,7 +23,8 @@ def run_folder(path: str | os.PathLike[str], *, resume: bool = False) -> Iterato
 
     A new run needs a folder that is empty or not there yet: a finished run is never overwritten. ``resume`` needs
     one that is there. Nothing is deleted but the temporary files that a kill during a save has left. Enter it when
-    the other flags and the data have been checked: up to then, nothing is written.
+    the other flags and the data have been checked: up to then, nothing is written. Within the block the folder is
+    ``held``: if it is moved, nothing is written into what takes its place.
 
     The lock is advisory (``flock`` on the file ``.lock``, which stays). Where there is none, on Windows and on some
     network file systems, two runs in one folder are not noticed.
@@ -38,6 +39,7 @@ def run_folder(path: str | os.PathLike[str], *, resume: bool = False) -> Iterato
             folder.mkdir(parents=True, exist_ok=True)
             if not resume:
                 _check_empty(folder)
+            scope.enter_context(held(folder))
             scope.callback(os.close, _lock(folder))
             if not resume:
                 _check_empty(folder)  # again: another run may have come and gone while this one waited for the lock

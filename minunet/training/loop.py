@@ -18,7 +18,7 @@ import numpy as np
 from minunet.base import rng
 from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Array
-from minunet.base.durable import json_text, write_text
+from minunet.base.durable import held, is_same, json_text, write_text
 from minunet.base.environment import differences, environment
 from minunet.base.errors import Diverged, UserError
 from minunet.base.run_folder import next_free_folder
@@ -136,7 +136,7 @@ class Hooks:
 
 
 class FolderLost(UserError):
-    """The run's folder was deleted or moved while it ran. Its state was saved in ``folder``, a new one."""
+    """The run's folder was deleted, moved or replaced while it ran. Its state was saved in ``folder``, a new one."""
 
     def __init__(self, message: str, folder: Path) -> None:
         super().__init__(message)
@@ -172,8 +172,8 @@ def fit(
     ``side`` pixels (None: whole images at once), by the engine ``judge``, which was built for them (None: ``engine``).
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
-    the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted or moved in
-    the meantime, UserError if there is nothing to resume, it belongs to another run, or :func:`check_batches` refuses,
+    the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted, moved or
+    replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or :func:`check_batches` refuses,
     and ValueError if the engine was built for another loss than the config's.
     """
     if engine.loss != config.loss:
@@ -183,24 +183,25 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     if config.crop is not None:
         side = side or max(data.train.images.shape[1:3])
-    run = _Run(engine, data, config, folder, dict(metadata or {}), judge or engine, side)
-    if resume:
-        run.resume()
-    else:
-        run.save("last.npz")
-    try:
-        while not run.progress.finished:
-            if not run.train_epoch(hooks.should_stop, progress_bar):
-                run.save("last.npz")
-                break
-            run.finish_epoch()
-            if hooks.after_epoch is not None:
-                hooks.after_epoch(run.progress, run.averaged_net())
-    except UserError:
-        if not folder.is_dir():
-            run.save_elsewhere()
-        raise
-    return run.progress
+    with held(folder):
+        run = _Run(engine, data, config, folder, dict(metadata or {}), judge or engine, side)
+        if resume:
+            run.resume()
+        else:
+            run.save("last.npz")
+        try:
+            while not run.progress.finished:
+                if not run.train_epoch(hooks.should_stop, progress_bar):
+                    run.save("last.npz")
+                    break
+                run.finish_epoch()
+                if hooks.after_epoch is not None:
+                    hooks.after_epoch(run.progress, run.averaged_net())
+        except UserError:
+            if not is_same(folder):
+                run.save_elsewhere()
+            raise
+        return run.progress
 
 
 def check_batches(net: UNet, train: SliceSet, config: TrainingConfig) -> None:

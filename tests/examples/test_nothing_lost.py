@@ -149,6 +149,15 @@ FOLDER_LOST = {
     "deleted": ("shutil.rmtree('runs/run')", "runs/rescued-run"),
     "moved": ("os.rename('runs/run', 'elsewhere')", "runs/rescued-run"),
     "deleted with the one above it": ("shutil.rmtree('runs')", "runs/rescued-run"),
+    "moved, and another in its place": (
+        "os.rename('runs/run', 'elsewhere'); shutil.copytree('precious', 'runs/run')",
+        "runs/rescued-run",
+    ),
+    "moved, and a link in its place": (
+        "os.rename('runs/run', 'elsewhere'); os.symlink('../precious', 'runs/run')",
+        "runs/rescued-run",
+    ),
+    "deleted, and made again": ("shutil.rmtree('runs/run'); os.mkdir('runs/run')", "runs/rescued-run"),
     "replaced by a file": ("shutil.rmtree('runs/run'); open('runs/run', 'w')", "runs/rescued-run"),
     "a rescued one is there already": (
         "shutil.rmtree('runs/run'); os.mkdir('runs/rescued-run')",
@@ -162,10 +171,19 @@ FOLDER_LOST = {
 }
 
 
+def make_precious(place):
+    """A folder of somebody's, with files named like those of a run."""
+    (place / "precious").mkdir()
+    for name in ("best.npz", "last.npz", "history.csv", "metrics.json", "samples.png", "curves.png"):
+        (place / "precious" / name).write_text("a day's work")
+    return tree(place / "precious")
+
+
 @pytest.mark.parametrize("name", FOLDER_LOST)
 def test_a_run_whose_folder_disappears_is_saved_elsewhere_and_goes_on(place, unbroken, name):
     happens, rescued = FOLDER_LOST[name]
     (place / "tmp").mkdir()
+    precious = make_precious(place)
     ended = run(
         "train_lgg",
         *ARGUMENTS[:-1],
@@ -179,11 +197,52 @@ def test_a_run_whose_folder_disappears_is_saved_elsewhere_and_goes_on(place, unb
     assert line.startswith("error: runs/run: was deleted or moved while the run was at work; ")
     assert line.endswith(f"{rescued}, go on with --resume {line.split()[-1]}")
     assert "unchanged" not in line
+    assert tree(place / "precious") == precious
+    if "another in its place" in name:
+        assert tree(place / "runs" / "run") == precious
+    if "made again" in name:
+        assert tree(place / "runs" / "run") == {}
     ended = run("train_lgg", "--resume", rescued, "--quiet", cwd=place)
     assert (ended.code, ended.err) == (0, "")
     assert weights(place / rescued) == weights(unbroken / "run")
     assert (place / rescued / "history.csv").read_bytes() == (unbroken / "run" / "history.csv").read_bytes()
     assert (place / rescued / "metrics.json").exists()
+
+
+# Once a function has returned, a link to a folder of somebody's is where the run's folder was.
+REPLACED_AFTER = """
+import os
+from minunet.results import report
+from minunet.training import loop, metrics
+def then_replace(*arguments, function={0}.{1}, **options):
+    result = function(*arguments, **options)
+    os.rename("run", "elsewhere")
+    os.symlink("precious", "run")
+    return result
+{0}.{1} = then_replace
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "missing"),
+    [
+        ("report", "write_samples", "last.npz"),
+        ("loop", "fit", "curves.png"),
+        ("metrics", "evaluate_masks", "metrics.json"),
+        ("report", "plot_per_patient", "predictions.png"),
+    ],
+)
+def test_a_folder_that_is_replaced_before_or_after_the_training_is_not_written_into(place, module, function, missing):
+    precious = make_precious(place)
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=REPLACED_AFTER.format(module, function))
+    assert ended.code == 2, ended
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"error: run: was deleted or moved while the run was at work, {missing} was not written; ")
+    assert tree(place / "precious") == precious
+    if missing != "last.npz":  # what the line says: the run can be resumed where it lies now
+        ended = run("train_lgg", "--resume", "elsewhere", "--quiet", cwd=place)
+        assert (ended.code, ended.err) == (0, "")
+        assert (place / "elsewhere" / "predictions.png").exists()
 
 
 def test_a_run_whose_working_folder_disappears_is_saved_among_the_temporary_files(place, unbroken, tmp_path_factory):
