@@ -9,6 +9,7 @@ are prepared as the checkpoint says that the training's were; those of one folde
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -67,8 +68,9 @@ def main(arguments: list[str]) -> None:
                 step = -(-max(masks.shape) // OVERLAY_SIDE)
                 for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
                     mask = masks[..., k]
-                    write_png(mask_path, 255 * mask.astype("uint8"))
-                    write_png(overlay_path, overlay(display_image(image[::step, ::step]), mask[::step, ::step]))
+                    write_png(mask_path, 255 * mask.astype("uint8"), overwrite=False)
+                    tinted = overlay(display_image(image[::step, ::step]), mask[::step, ::step])
+                    write_png(overlay_path, tinted, overwrite=False)
                     print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
                 if step > 1:
                     print(f"{shown(overlay_path)}: each {step}th pixel of each {step}th row")
@@ -91,7 +93,7 @@ def check_results(volumes: list[list[Path]], output: Path, channels: int) -> Non
         for path in (path for pair in results(file, output, channels) for path in pair):
             if path in owners:
                 raise UserError(f"{shown(file)}: named like {shown(owners[path])}, predict them into two folders")
-            if path.exists():
+            if os.path.lexists(path):  # a link that leads nowhere, too
                 raise UserError(f"{shown(path)}: is there already, choose another folder as --output")
             owners[path] = file
 

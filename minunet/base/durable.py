@@ -38,6 +38,7 @@ _ADVICE = {
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
     errno.EROFS: "choose a folder you may write to",
+    errno.EEXIST: "choose another name or folder",
     errno.ENOENT: "create its folder first",
     errno.EISDIR: "choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -80,13 +81,15 @@ def is_same(folder: Path) -> bool:
         return False
 
 
-def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def write_durably(
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, overwrite: bool = True
+) -> None:
     """Let ``write(file)`` write a binary file, and put it at ``path`` only when all of it is on the disk.
 
-    If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
+    Without ``overwrite`` it is put there only if nothing has that name, not even a link that leads nowhere. If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
     temporary file is removed.
 
-    Raises UserError if the system refuses (disk full, no permission, ...), or the folder is :func:`held` and is not
+    Raises UserError if the system refuses (disk full, no permission, name taken, ...), or the folder is :func:`held` and is not
     the same any more; what ``write`` raises passes through.
     """
     path = Path(path)
@@ -101,7 +104,10 @@ def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _rename_to_free_name(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -113,6 +119,23 @@ def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{_cannot_write(path.parent, error)}; {path.name} may be lost in a power cut") from error
+
+
+def _rename_to_free_name(temporary: Path, path: Path) -> None:
+    """Raises FileExistsError if ``path`` has been taken, be it in this moment."""
+    try:
+        os.link(temporary, path)  # in one step, unlike a look and a replace
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system (FAT, some shares): take the name with an empty file
+        path.open("xb").close()
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    else:
+        temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -89,7 +89,7 @@ def write_manifest(path: Path, found: Digests) -> None:
     def write(file: BinaryIO) -> None:
         file.write(content)
 
-    write_durably(path, write)
+    write_durably(path, write, overwrite=False)  # hashing takes minutes: somebody may have written it meanwhile
 
 
 def read_manifest(path: Path) -> Digests:

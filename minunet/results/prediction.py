@@ -247,8 +247,8 @@ def resize_probabilities(probabilities: np.ndarray, height: int, width: int) -> 
     return np.stack(channels, axis=-1)
 
 
-def write_png(path: str | PathLike, pixels: np.ndarray) -> None:
-    """``pixels``, uint8 (H, W) or (H, W, 3), as a PNG at ``path``. Raises UserError if it cannot be written."""
+def write_png(path: str | PathLike, pixels: np.ndarray, *, overwrite: bool = True) -> None:
+    """``pixels``, uint8 (H, W) or (H, W, 3), as a PNG at ``path``, by :func:`minunet.base.durable.write_durably`."""
     from PIL import Image
 
-    write_durably(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
+    write_durably(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"), overwrite=overwrite)

@@ -111,6 +111,62 @@ def test_a_file_that_cannot_be_synced_is_not_put_in_place(tmp_path, monkeypatch,
     assert tree(tmp_path) == {"a.txt": b"old"}
 
 
+def refuse_links(monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+TAKEN = {
+    "a file": lambda path: path.write_text("mine"),
+    "a link that leads nowhere": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to a file": lambda path: path.symlink_to(Path(__file__)),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+@pytest.mark.parametrize("kind", TAKEN)
+def test_without_overwrite_a_name_that_is_taken_meanwhile_stays_what_it_is(tmp_path, monkeypatch, kind, hard_links):
+    if not hard_links:
+        refuse_links(monkeypatch)
+    path = tmp_path / "a.txt"
+
+    def write(file):
+        file.write(b"new")
+        TAKEN[kind](path)
+
+    own = Path(__file__).read_bytes()
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written \(File exists\), choose another name or folder"):
+        write_durably(path, write, overwrite=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+    assert path.is_symlink() == ("link" in kind)
+    assert kind != "a file" or path.read_text() == "mine"
+    assert Path(__file__).read_bytes() == own
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_without_overwrite_a_free_name_is_taken(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+        refuse_links(monkeypatch)
+    write_durably(tmp_path / "a.txt", lambda file: file.write(b"new"), overwrite=False)
+    assert tree(tmp_path) == {"a.txt": b"new"}
+    assert (tmp_path / "a.txt").stat().st_nlink == 1
+
+
+def test_without_hard_links_a_name_that_was_taken_in_vain_is_given_back(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    refuse_links(monkeypatch)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="Input/output error"):
+        write_durably(tmp_path / "a.txt", lambda file: file.write(b"new"), overwrite=False)
+    assert tree(tmp_path) == {}
+
+
 def test_a_limit_on_the_file_size_leaves_the_old_file(tmp_path):
     pytest.importorskip("resource")
     (tmp_path / "a.txt").write_bytes(b"old")

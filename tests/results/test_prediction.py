@@ -26,7 +26,7 @@ from minunet.training.loop import TrainingData, fit
 from minunet.training.optim import AdamW
 from minunet.training.step import Engine
 from tests.base.processes import POSIX
-from tests.command_line import run
+from tests.command_line import command, run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 SIZE = 32
@@ -266,6 +266,79 @@ def test_nothing_is_overwritten(predict, files, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: good_mask.png: is there already, choose another folder as --output\n"
     assert Path("good_mask.png").read_bytes() == b"a day's work"
     assert not Path("good_overlay.png").exists()
+
+
+@POSIX
+@pytest.mark.parametrize("link", ["nowhere", "good_mask.png"])
+def test_a_link_that_leads_nowhere_is_there_already(predict, files, monkeypatch, capsys, link):
+    monkeypatch.chdir(files)
+    Path("good_mask.png").symlink_to(link)
+    assert predict("trained.npz", "good.png", "--output", ".") == 2
+    assert capsys.readouterr().err == "error: good_mask.png: is there already, choose another folder as --output\n"
+    assert str(Path("good_mask.png").readlink()) == link
+    assert not Path("good_overlay.png").exists()
+    assert not Path("nowhere").exists()
+
+
+# Done to each image when it has been predicted, just before its mask is written.
+BEFORE_A_MASK = """
+import os
+from pathlib import Path
+from minunet.results import prediction
+def volume(self, *arguments, volume=prediction.Predictor.volume):
+    for found in volume(self, *arguments):
+        {}
+        yield found
+prediction.Predictor.volume = volume
+"""
+
+APPEARS = {
+    "a mask": "Path('out/good_mask.png').write_text('mine')",
+    "an overlay": "Path('out/good_overlay.png').write_text('mine')",
+    "a link": "os.symlink('../mine.txt', 'out/good_mask.png')",
+    "a link that leads nowhere": "os.symlink('nowhere', 'out/good_mask.png')",
+}
+
+
+@POSIX
+@pytest.mark.parametrize("name", APPEARS)
+def test_a_result_that_appears_while_it_is_predicted_is_not_overwritten(files, name):
+    (files / "mine.txt").write_text("mine")
+    arguments = ("trained.npz", "good.png", "--output", "out", "--device", "cpu")
+    ended = run("predict", *arguments, cwd=files, before=BEFORE_A_MASK.format(APPEARS[name]))
+    kind = "overlay" if name == "an overlay" else "mask"
+    assert ended.code == 2, ended
+    assert ended.err == (
+        f"error: out/good_{kind}.png: cannot be written (File exists), choose another name or folder; "
+        "what was there before is unchanged\n"
+    )
+    assert (files / "mine.txt").read_text() == "mine"
+    if "link" in name:
+        assert (files / "out" / "good_mask.png").is_symlink()
+        assert not (files / "out" / "nowhere").exists()
+    else:
+        assert (files / "out" / f"good_{kind}.png").read_text() == "mine"
+    assert {path.name for path in (files / "out").iterdir()} <= {"good_mask.png", "good_overlay.png"}
+
+
+def test_of_two_predictions_into_one_folder_one_is_refused(files):
+    for number in range(9):
+        (files / f"x{number}.png").write_bytes((files / "good.png").read_bytes())
+    images = [files / f"x{number}.png" for number in range(9)]
+    processes = [
+        subprocess.Popen(
+            command("predict", "trained.npz", *images, "--output", "out", "--device", "cpu"),
+            cwd=files,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 2], errors
+    assert sorted(error.count("\n") for error in errors) == [0, 1]
+    assert len(list((files / "out").iterdir())) == 18
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(predict, files, monkeypatch, capsys):
