@@ -57,14 +57,14 @@ def held(folder: Path) -> Iterator[None]:
 
     If it is moved away, another folder or a link to one may take its name, and what lies there is somebody else's.
 
-    Raises OSError if it is no folder, or cannot be opened.
+    Raises OSError if it cannot be opened.
     """
     if folder in _HELD:
         yield
         return
     with contextlib.ExitStack() as scope:
         if os.name == "nt":  # Windows cannot open a folder, and moves none in which a file is open
-            _HELD[folder] = os.stat(folder)
+            _HELD[folder] = folder.stat()
         else:  # open, so that its number is not given to another folder when it is deleted
             descriptor = os.open(folder, os.O_RDONLY)
             scope.callback(os.close, descriptor)
@@ -76,21 +76,21 @@ def held(folder: Path) -> Iterator[None]:
 def is_same(folder: Path) -> bool:
     """Whether the ``folder`` that is :func:`held` is still there, and no other in its place."""
     try:
-        return os.path.samestat(os.stat(folder), _HELD[folder])
+        return os.path.samestat(folder.stat(), _HELD[folder])
     except OSError:
         return False
 
 
-def write_durably(
-    path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, overwrite: bool = True
-) -> None:
+def write_durably(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], *, overwrite: bool = True) -> None:
     """Let ``write(file)`` write a binary file, and put it at ``path`` only when all of it is on the disk.
 
-    Without ``overwrite`` it is put there only if nothing has that name, not even a link that leads nowhere. If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
+    Without ``overwrite`` it is put there only if nothing has that name, not even a link that leads nowhere.
+
+    If anything goes wrong before that, Ctrl-C included, what was at ``path`` stays as it was and the
     temporary file is removed.
 
-    Raises UserError if the system refuses (disk full, no permission, name taken, ...), or the folder is :func:`held` and is not
-    the same any more; what ``write`` raises passes through.
+    Raises UserError if the system refuses (disk full, no permission, name taken, ...), or the folder is :func:`held`
+    and is not the same any more; what ``write`` raises passes through.
     """
     path = Path(path)
     if path.parent in _HELD and not is_same(path.parent):

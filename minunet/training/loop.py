@@ -173,8 +173,8 @@ def fit(
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted, moved or
-    replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or :func:`check_batches` refuses,
-    and ValueError if the engine was built for another loss than the config's.
+    replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or
+    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's.
     """
     if engine.loss != config.loss:
         raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
