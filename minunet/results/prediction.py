@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from minunet import engines
+from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
@@ -45,6 +46,14 @@ BATCH = 16
 
 #: Where a tile is in its image (rows and columns), and its probabilities, float32 (h, w, K).
 Tiles = Iterable[tuple[tuple[slice, slice], np.ndarray]]
+
+
+class Prepared(NamedTuple):
+    """What is known of the images of one volume once each has been read."""
+
+    images: np.ndarray | None  # uint8 (S, size, size, C), resized; None if they are predicted at their own size
+    statistics: VolumeStatistics
+    digests: list[str]  # of each image as it was read, so that another one is noticed
 
 
 @dataclass
@@ -113,32 +122,43 @@ class Predictor:
             self.engine, self.window = self.make_engine(self.batch, window), window
         return self.engine
 
-    def prepare(self, files: Sequence[Path]) -> np.ndarray | VolumeStatistics:
+    def prepare(self, files: Sequence[Path]) -> Prepared:
         """What :meth:`volume` needs of the images of one volume: all that can be wrong with a file is found here.
 
         Raises UserError for a file that is no image, or has other channels than the network.
         """
-        if self.image_size is None:
-            return self.normalization.volume_statistics(map(self._image, files))
-        return self.read(files)
+        digests: list[str] = []
 
-    def volume(
-        self, files: Sequence[Path], prepared: np.ndarray | VolumeStatistics
-    ) -> Iterator[tuple[Path, np.ndarray, Tiles]]:
-        """Each image of a volume: its file, the image as it is, and the probabilities at its size, tile by tile.
-
-        ``prepared`` is what :meth:`prepare` has made of these files.
-        """
-        if isinstance(prepared, np.ndarray):
-            for file, p in zip(files, self.probabilities(prepared), strict=True):
-                image = read_image(file)
-                rows, columns = self._fitted(image)
-                whole = resize_probabilities(p[:rows, :columns], *image.shape[:2])
-                yield file, image, [((slice(None), slice(None)), whole)]
-        else:
+        def read() -> Iterator[np.ndarray]:  # and no list: a large volume is in memory once, and resized
             for file in files:
                 image = self._image(file)
-                yield file, image, self._tiles(image, prepared)
+                digests.append(_digest(image))
+                yield image
+
+        if self.image_size is None:
+            return Prepared(None, self.normalization.volume_statistics(read()), digests)
+        images = np.empty((len(files), self.image_size, self.image_size, self.net.config["in_channels"]), np.uint8)
+        for place, image in enumerate(read()):
+            images[place] = resize_image(image, self.image_size)
+        return Prepared(images, self.normalization.volume_statistics(images), digests)
+
+    def volume(self, files: Sequence[Path], prepared: Prepared) -> Iterator[tuple[Path, np.ndarray, Tiles]]:
+        """Each image of a volume: its file, the image as it is, and the probabilities at its size, tile by tile.
+
+        ``prepared`` is what :meth:`prepare` has made of these files. Each is read once more.
+
+        Raises UserError if a file does not hold the image any more that was prepared.
+        """
+        found = None if prepared.images is None else self.probabilities(prepared.images)
+        for place, (file, digest) in enumerate(zip(files, prepared.digests, strict=True)):
+            image = self._image(file)
+            if _digest(image) != digest:
+                raise UserError(f"{shown(file)}: changed while it was being predicted, predict it again")
+            if found is None:
+                yield file, image, self._tiles(image, prepared.statistics)
+            else:
+                p = resize_probabilities(found[place], *image.shape[:2])
+                yield file, image, [((slice(None), slice(None)), p)]
 
     def _tiles(self, image: np.ndarray, statistics: VolumeStatistics) -> Tiles:
         side, (height, width, _) = memory.window_side(self.net), image.shape
@@ -163,21 +183,6 @@ class Predictor:
             )
         return image
 
-    def read(self, files: Sequence[Path]) -> np.ndarray:
-        """The images of one volume at the network's size: (S, size, size, C).
-
-        Raises UserError for a file that is no image.
-        """
-        assert self.image_size is not None
-        images: np.ndarray | None = None
-        for place, file in enumerate(files):  # and not a list first: a large volume is in memory once
-            image = self._image(file)
-            if images is None:
-                images = np.empty((len(files), self.image_size, self.image_size, image.shape[2]), image.dtype)
-            put(images[place], resize_image(image, *self._fitted(image)))
-        assert images is not None
-        return images
-
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """The probabilities, float32 (S, H, W, K), for ``images`` (S, H, W, C), which are one volume."""
         return predict_slices(
@@ -188,6 +193,10 @@ class Predictor:
             flip_average=self.flip_average,
             engine=self.engine,
         )
+
+
+def _digest(image: np.ndarray) -> str:
+    return sha256_of_arrays({"image": image})
 
 
 def _batch_that_fits(checkpoint: str | PathLike, net: UNet, size: tuple[int, int]) -> int:

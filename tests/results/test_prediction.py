@@ -321,6 +321,39 @@ def test_a_result_that_appears_while_it_is_predicted_is_not_overwritten(files, n
     assert {path.name for path in (files / "out").iterdir()} <= {"good_mask.png", "good_overlay.png"}
 
 
+OTHER_IMAGE = {
+    "other pixels": "Image.new('RGB', (8, 8), (9, 9, 10)).save('twin/good.png')",
+    "another size": "Image.new('RGB', (9, 8), (9, 9, 9)).save('twin/good.png')",
+    "no image": "Path('twin/good.png').write_text('text')",
+}
+
+
+@pytest.mark.parametrize("image_size", [16, None])
+@pytest.mark.parametrize("name", OTHER_IMAGE)
+def test_an_image_that_is_replaced_while_it_is_predicted_gets_no_mask(files, image_size, name):
+    """The second of two, replaced when the mask of the first is written: the first one's results stay."""
+    save(files / "net.npz", normalization=Normalization("volume").to_dict(), image_size=image_size)
+    (files / "first.png").write_bytes((files / "good.png").read_bytes())
+    before = "from PIL import Image\n" + BEFORE_A_MASK.format(OTHER_IMAGE[name])
+    arguments = ("net.npz", "first.png", "twin", "--output", "out", "--device", "cpu")
+    ended = run("predict", *arguments, cwd=files, before=before)
+    assert ended.code == 2, ended
+    said = "cannot be read" if name == "no image" else "changed while it was being predicted, predict it again\n"
+    assert ended.err.startswith(f"error: twin/good.png: {said}")
+    assert ended.err.count("\n") == 1
+    assert {path.name for path in (files / "out").iterdir()} == {"first_mask.png", "first_overlay.png"}
+
+
+def test_a_file_that_is_written_anew_with_the_same_image_is_no_other(files):
+    before = "from PIL import Image\n" + BEFORE_A_MASK.format(
+        "Image.new('RGB', (8, 8), (9, 9, 9)).save('twin/good.png')"
+    )
+    (files / "first.png").write_bytes((files / "good.png").read_bytes())
+    arguments = ("trained.npz", "first.png", "twin", "--output", "out", "--device", "cpu")
+    ended = run("predict", *arguments, cwd=files, before=before)
+    assert (ended.code, ended.err) == (0, "")
+
+
 def test_of_two_predictions_into_one_folder_one_is_refused(files):
     for number in range(9):
         (files / f"x{number}.png").write_bytes((files / "good.png").read_bytes())
@@ -363,7 +396,7 @@ def test_the_script_runs_by_itself(files):
 
 def test_the_mirror_image_is_averaged_if_the_run_did(checkpoint, data):
     predictor = Predictor.load(checkpoint)
-    images = predictor.read(sorted(patient_folder(data).glob("*[0-9].tif")))
+    images = predictor.prepare(sorted(patient_folder(data).glob("*[0-9].tif"))).images
     plain, mirrored = predictor.probabilities(images), predictor.probabilities(images[:, :, ::-1].copy())
     averaged = replace(predictor, flip_average=True).probabilities(images)
     np.testing.assert_allclose(averaged, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-5)
