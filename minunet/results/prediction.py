@@ -13,6 +13,7 @@ way. So the preparation is read from the checkpoint, never guessed:
    threshold only there, so that the outline is smooth at any size.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -44,8 +45,8 @@ from minunet.training.tiles import tiles
 BATCH = 16
 
 
-#: Where a tile is in its image (rows and columns), and its probabilities, float32 (h, w, K).
-Tiles = Iterable[tuple[tuple[slice, slice], np.ndarray]]
+#: Where a part of a prediction (H, W, K) is, and its probabilities, float32 (h, w, k).
+Tiles = Iterable[tuple[tuple[slice, ...], np.ndarray]]
 
 
 class Prepared(NamedTuple):
@@ -125,40 +126,48 @@ class Predictor:
     def prepare(self, files: Sequence[Path]) -> Prepared:
         """What :meth:`volume` needs of the images of one volume: all that can be wrong with a file is found here.
 
-        Raises UserError for a file that is no image, or has other channels than the network.
+        Raises UserError for a file that is no image, has other channels than the network, or is too large for the
+        memory that is free.
         """
+        size, classes = self.image_size, self.net.config["out_channels"]
         digests: list[str] = []
 
         def read() -> Iterator[np.ndarray]:  # and no list: a large volume is in memory once, and resized
             for file in files:
                 image = self._image(file)
                 digests.append(_digest(image))
+                height, width, _ = image.shape
+                # The masks, a byte a class, and the probabilities of one class, resized and compared.
+                needed = (classes + 8) * height * width
+                _check_memory(f"{shown(file)}: {classes} x {width} x {height} pixels of prediction", needed)
                 yield image
 
-        if self.image_size is None:
+        if size is None:
             return Prepared(None, self.normalization.volume_statistics(read()), digests)
-        images = np.empty((len(files), self.image_size, self.image_size, self.net.config["in_channels"]), np.uint8)
+        shape = len(files), size, size, self.net.config["in_channels"]
+        _check_memory(f"{shown(files[0].parent)}: {len(files)} images of {size} x {size} pixels", math.prod(shape))
+        images = np.empty(shape, np.uint8)
         for place, image in enumerate(read()):
-            images[place] = resize_image(image, self.image_size)
+            images[place] = resize_image(image, size)
         return Prepared(images, self.normalization.volume_statistics(images), digests)
 
     def volume(self, files: Sequence[Path], prepared: Prepared) -> Iterator[tuple[Path, np.ndarray, Tiles]]:
-        """Each image of a volume: its file, the image as it is, and the probabilities at its size, tile by tile.
+        """Each image of a volume: its file, the image as it is, and the probabilities at its size, part by part.
 
         ``prepared`` is what :meth:`prepare` has made of these files. Each is read once more.
 
         Raises UserError if a file does not hold the image any more that was prepared.
         """
-        found = None if prepared.images is None else self.probabilities(prepared.images)
         for place, (file, digest) in enumerate(zip(files, prepared.digests, strict=True)):
             image = self._image(file)
             if _digest(image) != digest:
                 raise UserError(f"{shown(file)}: changed while it was being predicted, predict it again")
-            if found is None:
+            if prepared.images is None:
                 yield file, image, self._tiles(image, prepared.statistics)
             else:
-                p = resize_probabilities(found[place], *image.shape[:2])
-                yield file, image, [((slice(None), slice(None)), p)]
+                if place % self.batch == 0:
+                    found = self.probabilities(prepared.images[place : place + self.batch], prepared.statistics)
+                yield file, image, _resized_classes(found[place % self.batch], *image.shape[:2])
 
     def _tiles(self, image: np.ndarray, statistics: VolumeStatistics) -> Tiles:
         side, (height, width, _) = memory.window_side(self.net), image.shape
@@ -183,15 +192,35 @@ class Predictor:
             )
         return image
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """The probabilities, float32 (S, H, W, K), for ``images`` (S, H, W, C), which are one volume."""
+    def probabilities(self, images: np.ndarray, statistics: VolumeStatistics | None = None) -> np.ndarray:
+        """The probabilities, float32 (S, H, W, K), for ``images`` (S, H, W, C).
+
+        They are one volume, or part of one with these ``statistics``.
+        """
         return predict_slices(
             self.net,
             SliceSet.unlabelled(images),
-            self.normalization,
+            statistics or self.normalization,
             batch_size=self.batch,
             flip_average=self.flip_average,
             engine=self.engine,
+        )
+
+
+def _resized_classes(probabilities: np.ndarray, height: int, width: int) -> Tiles:
+    """``probabilities`` (h, w, K) at the size of an image, one class at a time: all together may fill the memory."""
+    for k in range(probabilities.shape[2]):
+        place = slice(k, k + 1)
+        yield (slice(None), slice(None), place), resize_probabilities(probabilities[..., place], height, width)
+
+
+def _check_memory(what: str, needed: int) -> None:
+    """Raise UserError if ``what`` needs more bytes than are free."""
+    available = memory.host_bytes()
+    if available is not None and needed > available:
+        raise UserError(
+            f"{what} take about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free, give fewer or smaller "
+            "images or use a machine with more memory"
         )
 
 

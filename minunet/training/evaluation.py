@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
 def predict_slices(
     net: UNet,
     slices: SliceSet,
-    normalization: Normalization,
+    normalization: Normalization | VolumeStatistics,
     *,
     batch_size: int = 16,
     flip_average: bool = False,
@@ -39,12 +39,13 @@ def predict_slices(
 ) -> np.ndarray:
     """The probabilities for all slices, float32 (S, H, W, K), each patient normalised as one volume.
 
+    If ``slices`` are a part of their volumes, ``normalization`` are the statistics of the whole: one row a patient.
     ``flip_average`` predicts every slice and its mirror image, and averages the two. ``engine`` is one that was built
     for a network like ``net``, or None for the plain path. With ``side`` each image is predicted by itself, without
     its padding, in tiles of about so many pixels; the padding then has probability 0.
     """
     engine = engine or Engine(net, SegmentationLoss())
-    statistics = normalization.statistics(slices)
+    statistics = normalization.statistics(slices) if isinstance(normalization, Normalization) else normalization
     if side is not None:
         found = np.zeros((*slices.masks.shape[:3], net.config["out_channels"]), np.float32)
         for place, patient in enumerate(slices.patient_indices()):

@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,66 @@ def test_an_image_size_beyond_the_memory_is_refused_at_once(checkpoint, tmp_path
         ended.err,
     ), ended
     assert not (tmp_path / "out").exists()
+
+
+def many_classes(path, classes, image_size):
+    net = UNet(widths=(2, 4), out_channels=classes, dropout=0.0)
+    return save(path, net, normalization=Normalization("scale").to_dict(), image_size=image_size, flip_average=False)
+
+
+def test_a_prediction_holds_one_class_of_one_image_at_a_time(tmp_path):
+    """All classes of the image are 240 MB, the volume of 40 images at the network's size 39 MB."""
+    path = many_classes(tmp_path / "many.npz", classes=60, image_size=64)
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "0.png")
+    files = [tmp_path / "0.png"]
+    for number in range(1, 40):
+        files.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(files[-1])
+    with Predictor.load(path) as predictor:
+        predictor = replace(predictor, batch=4)
+        prepared = predictor.prepare(files)
+        expected = predictor.probabilities(prepared.images)
+        tracemalloc.start()
+        try:
+            for number, (_, image, parts) in enumerate(predictor.volume(files, prepared)):
+                for k, (place, found) in enumerate(parts):
+                    wanted = resize_probabilities(expected[number, ..., k : k + 1], *image.shape[:2])
+                    assert place == (slice(None), slice(None), slice(k, k + 1))
+                    np.testing.assert_array_equal(found, wanted)
+                assert k == 59
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 40e6, peak
+
+
+@POSIX
+@pytest.mark.parametrize("image_size", [16, None])
+def test_masks_beyond_the_memory_are_refused_at_once(tmp_path, image_size):
+    """A checkpoint of some 50 kilobytes and an image of 50 would take 32 GB."""
+    path = many_classes(tmp_path / "many.npz", classes=2000, image_size=image_size)
+    Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, resource.RLIM_INFINITY))"
+    ended = run("predict", path, "a.png", "--output", "out", "--device", "cpu", cwd=tmp_path, before=limited)
+    assert ended.code == 2
+    assert re.fullmatch(
+        r"error: a\.png: 2000 x 4000 x 4000 pixels of prediction take about 32\.1 GB and [\d.]+ GB are free, "
+        r"give fewer or smaller images or use a machine with more memory\n",
+        ended.err,
+    ), ended
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_volume_beyond_the_memory_is_refused_at_once(tmp_path, monkeypatch):
+    path = many_classes(tmp_path / "one.npz", classes=1, image_size=64)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with Predictor.load(path) as predictor:
+        monkeypatch.setattr(memory, "host_bytes", lambda: 3 * 3 * 64**2)
+        assert len(predictor.prepare([tmp_path / "a.png"] * 3).images) == 3
+        with pytest.raises(UserError, match=r": 4 images of 64 x 64 pixels take about .* are free, give fewer"):
+            predictor.prepare([tmp_path / "a.png"] * 4)
+        monkeypatch.setattr(memory, "host_bytes", lambda: None)  # the system does not say
+        assert len(predictor.prepare([tmp_path / "a.png"] * 4).images) == 4
 
 
 def test_loose_images_of_any_size_and_format(predict, checkpoint, tmp_path):
