@@ -96,8 +96,8 @@ def kind_of(image: np.ndarray) -> Kind:
     return Kind(image.shape[2], 8 * image.itemsize)
 
 
-def read_image(path: str | os.PathLike[str], size: int | None = None, kind: Kind | None = None) -> np.ndarray:
-    """One image, uint8 or uint16 (H, W, C), C = 1 or 3, resized to ``size`` x ``size`` if a size is given.
+def read_image(path: str | os.PathLike[str], kind: Kind | None = None) -> np.ndarray:
+    """One image, uint8 or uint16 (H, W, C), C = 1 or 3.
 
     The values are those that the file stores; 12-bit data come as uint16. The image is turned and mirrored as its
     orientation says (an EXIF or TIFF tag), and so is a mask. ``kind`` is the only one that is taken, such as that of
@@ -110,7 +110,7 @@ def read_image(path: str | os.PathLike[str], size: int | None = None, kind: Kind
         image = decode_image(Path(path))
     if kind is not None and kind_of(image) != kind:
         raise UserError(f"{shown(path)}: {kind_of(image)}, but the network was trained on {kind}; convert it")
-    return image if size is None else resize_image(image, size, size)
+    return image
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:

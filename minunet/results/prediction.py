@@ -13,7 +13,6 @@ way. So the preparation is read from the checkpoint, never guessed:
    threshold only there, so that the outline is smooth at any size.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -28,7 +27,7 @@ from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import fitted, kind_of, read_image, resize_image, shown
+from minunet.data.images import Kind, fitted, read_image, resize_image, shown
 from minunet.data.images import place as put
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
@@ -65,6 +64,7 @@ class Predictor:
     normalization: Normalization
     image_size: int | None  # pixels: the side of the square that every image is resized to; None: it is not resized
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
+    kind: Kind  # of the images that it was trained on
     keep_ratio: bool  # a resized image keeps the ratio of its sides, and the rest of the square is padding
     #: Builds an engine for so many images of a size (height, width) at a time.
     make_engine: Callable[[int, tuple[int, int]], Engine]
@@ -101,7 +101,8 @@ class Predictor:
         def make_engine(images: int, size: tuple[int, int]) -> Engine:
             return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
 
-        predictor = cls(net, normalization, image_size, flip_average, keep_ratio, make_engine, batch)
+        kind = _kind(metadata, net.config["in_channels"])
+        predictor = cls(net, normalization, image_size, flip_average, kind, keep_ratio, make_engine, batch)
         if image_size is not None:
             predictor._engine_for((image_size, image_size)).freeze()
         return predictor
@@ -134,7 +135,7 @@ class Predictor:
 
         def read() -> Iterator[np.ndarray]:  # and no list: a large volume is in memory once, and resized
             for file in files:
-                image = self._image(file)
+                image = read_image(file, self.kind)
                 digests.append(_digest(image))
                 height, width, _ = image.shape
                 # The masks, a byte a class, and the probabilities of one class, resized and compared.
@@ -144,12 +145,16 @@ class Predictor:
 
         if size is None:
             return Prepared(None, self.normalization.volume_statistics(read()), digests)
-        shape = len(files), size, size, self.net.config["in_channels"]
-        _check_memory(f"{shown(files[0].parent)}: {len(files)} images of {size} x {size} pixels", math.prod(shape))
-        images = np.empty(shape, np.uint8)
-        for place, image in enumerate(read()):
-            images[place] = resize_image(image, size)
-        return Prepared(images, self.normalization.volume_statistics(images), digests)
+        images = np.empty((len(files), size, size, self.kind.channels), f"uint{self.kind.bits}")
+        _check_memory(f"{shown(files[0].parent)}: {len(files)} images of {size} x {size} pixels", images.nbytes)
+
+        def resized() -> Iterator[np.ndarray]:
+            for place, image in enumerate(read()):
+                rows, columns = self._fitted(image)
+                put(images[place], resize_image(image, rows, columns))
+                yield images[place, :rows, :columns]  # the padding is no part of the volume
+
+        return Prepared(images, self.normalization.volume_statistics(resized()), digests)
 
     def volume(self, files: Sequence[Path], prepared: Prepared) -> Iterator[tuple[Path, np.ndarray, Tiles]]:
         """Each image of a volume: its file, the image as it is, and the probabilities at its size, part by part.
@@ -159,7 +164,7 @@ class Predictor:
         Raises UserError if a file does not hold the image any more that was prepared.
         """
         for place, (file, digest) in enumerate(zip(files, prepared.digests, strict=True)):
-            image = self._image(file)
+            image = read_image(file, self.kind)
             if _digest(image) != digest:
                 raise UserError(f"{shown(file)}: changed while it was being predicted, predict it again")
             if prepared.images is None:
@@ -167,7 +172,8 @@ class Predictor:
             else:
                 if place % self.batch == 0:
                     found = self.probabilities(prepared.images[place : place + self.batch], prepared.statistics)
-                yield file, image, _resized_classes(found[place % self.batch], *image.shape[:2])
+                rows, columns = self._fitted(image)
+                yield file, image, _resized_classes(found[place % self.batch, :rows, :columns], *image.shape[:2])
 
     def _tiles(self, image: np.ndarray, statistics: VolumeStatistics) -> Tiles:
         side, (height, width, _) = memory.window_side(self.net), image.shape
@@ -182,15 +188,6 @@ class Predictor:
             height, width, _ = image.shape
             return fitted(height, width, self.image_size)
         return self.image_size, self.image_size
-
-    def _image(self, file: Path) -> np.ndarray:
-        image, channels = read_image(file), self.net.config["in_channels"]
-        if image.shape[2] != channels:
-            raise UserError(
-                f"{shown(file)}: {kind_of(image)}, but the network was trained on images of {channels} channels; "
-                "give images like those of its training"
-            )
-        return image
 
     def probabilities(self, images: np.ndarray, statistics: VolumeStatistics | None = None) -> np.ndarray:
         """The probabilities, float32 (S, H, W, K), for ``images`` (S, H, W, C).
@@ -240,6 +237,12 @@ def _batch_that_fits(checkpoint: str | PathLike, net: UNet, size: tuple[int, int
             f"{needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free, use a machine with more memory"
         )
     return largest
+
+
+def _kind(metadata: dict[str, Any], channels: int) -> Kind:
+    """The kind of the images that a network was trained on: of 8 bits, unless its checkpoint says otherwise."""
+    found = metadata.get("kind")
+    return Kind(channels, 16 if isinstance(found, dict) and found.get("bits") == 16 else 8)
 
 
 def _preprocessing(

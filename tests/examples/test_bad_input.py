@@ -348,7 +348,7 @@ def _(place):
 @case("08 predict: a 16-bit grey image for a network of 8-bit RGB")
 def _(place):
     saved(place.folder / "deep.tif", np.full((16, 16), 999, np.uint16))
-    words = ("deep.tif: grey of 16 bits, but the network was trained on images of 3 channels",)
+    words = ("deep.tif: grey of 16 bits, but the network was trained on RGB of 8 bits",)
     return predicted(place.finished / "best.npz", "deep.tif", words=words)
 
 

@@ -295,7 +295,7 @@ def files(tmp_path, checkpoint):
         (("huge_percentile.npz", "good.png"), "percentiles must be two ascending numbers in [0, 100]"),
         (("plain.npz", ""), "--images: must not be empty"),
         (("bad_flip.npz", "good.png"), "flip_average must be true or false, got 1"),
-        (("grey.npz", "good.png"), "good.png: RGB of 8 bits, but the network was trained on images of 1 channels"),
+        (("grey.npz", "good.png"), "good.png: RGB of 8 bits, but the network was trained on grey of 8 bits"),
         (("plain.npz", "good.png", "--weights", "ema"), "plain.npz: holds no averaged weights"),
         (("trained.npz", "good.png", "none.png"), "none.png: no such file or folder"),
         (("trained.npz", "good.png", "empty"), "empty: no image found"),
@@ -348,6 +348,7 @@ from pathlib import Path
 from minunet.results import prediction
 def volume(self, *arguments, volume=prediction.Predictor.volume):
     for found in volume(self, *arguments):
+        os.makedirs('out', exist_ok=True)
         {}
         yield found
 prediction.Predictor.volume = volume
