@@ -13,6 +13,18 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 #: A training of 16 x 16 pixels, which takes seconds.
 SMALL = ("--preset", "quick", "--image-size", "16", "--quiet", "--device", "cpu")
 
+#: For ``before``: the file of this name becomes a pipe in the moment in which it is opened.
+BECOMES_A_PIPE = """
+import os
+from minunet.base import durable
+def open_late(path, flags, opener=durable._open_without_waiting):
+    if os.path.basename(path) == {!r} and os.path.isfile(path):
+        os.unlink(path)
+        os.mkfifo(path)
+    return opener(path, flags)
+durable._open_without_waiting = open_late
+"""
+
 
 class Ended(NamedTuple):
     """How a command ended."""

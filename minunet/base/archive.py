@@ -15,12 +15,12 @@ sums.) Every fault is one line, a ``UserError``.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import reprlib
-import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from minunet.base.backend import Array, to_numpy
-from minunet.base.durable import json_text, write_durably
+from minunet.base.durable import json_text, open_regular, write_durably
 from minunet.base.errors import UserError
 
 FORMAT, VERSION = "minunet-checkpoint", 2  # 1: the history of a run was in its metadata
@@ -297,15 +297,12 @@ def _not_a_checkpoint(path: Path, found: str) -> UserError:
 
 def _open_file(path: Path) -> BinaryIO:
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             raise UserError(f"{path}: a folder, give the checkpoint file in it")
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for a writer, perhaps for ever
-            raise UserError(f"{path}: not a regular file, give a checkpoint file")
-        return path.open("rb")
+        return io.BufferedReader(open_regular(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, give the path of a checkpoint") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: no regular file, or a NUL in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"{path}: cannot be opened ({reason}), give a checkpoint that you may read") from error
 

@@ -14,6 +14,7 @@ a power cut just after a write may bring the old file back, and it is still whol
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -170,18 +171,44 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     write_durably(path, write)
 
 
-def read_text(path: str | os.PathLike[str], largest: int = 2**24) -> str:
-    """The UTF-8 text of the file ``path``, which has at most ``largest`` bytes.
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """The regular file at ``path``, open for reading and without a buffer.
 
-    Anything else than a regular file is not opened: a pipe would wait for a writer, a device may never end.
-    Raises ValueError for that, for a larger file and for what is no UTF-8, and OSError where it cannot be read.
+    Nothing else is opened: a pipe would wait for a writer, a device may never end. And as one of those may take the
+    place of a file that was looked at, it is opened without waiting and looked at once more.
+
+    Raises ValueError for what is no regular file, and OSError where it cannot be opened.
     """
-    status = Path(path).stat()
+    _check_regular(Path(path).stat())
+    file = io.FileIO(path, "rb", opener=_open_without_waiting)
+    try:
+        _check_regular(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    if status.st_size > largest:
-        raise ValueError(f"{status.st_size} bytes long")
-    return Path(path).read_text(encoding="utf-8")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no pipes among its files
+
+
+def read_text(path: str | os.PathLike[str], largest: int = 2**24) -> str:
+    """The UTF-8 text of the regular file ``path``, which has at most ``largest`` bytes.
+
+    Raises ValueError for a larger file, for what is no regular one and for what is no UTF-8, and OSError where it
+    cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{size} bytes long")
+        return file.readall().decode("utf-8")
 
 
 def json_text(value: Any, *, exact: bool = False, indent: int | None = 2) -> str:

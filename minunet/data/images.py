@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import stat
 import sys
 import threading
 import warnings
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from minunet.base.durable import open_regular
 from minunet.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,10 +177,10 @@ def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.Imag
     named = FORMATS.get(path.suffix.lower())
     formats = ("TIFF", "PNG", "JPEG") if named is None else (named,)
     try:
-        if size_of(path) > MAX_BYTES:
-            raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
-        with _Reader(path.open("rb", buffering=0)) as file, Image.open(file, formats=formats) as picture:
+        with _Reader(open_regular(path)) as file, Image.open(file, formats=formats) as picture:
             # The header alone has been read. Nothing is decoded before its size is known to be sane.
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise UserError(
@@ -225,17 +225,6 @@ class _Reader(io.BufferedReader):
             # No OSError: Pillow takes that for the end of the file, and goes on.
             raise UserError(f"{shown(self.name)}: a header of more than {MAX_HEADER_BYTES} bytes; save it anew")
         return data
-
-
-def size_of(path: Path) -> int:
-    """The size of a regular file in bytes; raises UserError for anything else, and OSError where it cannot be seen.
-
-    To be asked before opening: opening a pipe waits for whoever writes into it, reading a device may never end.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{shown(path)}: not a regular file; replace it by a picture or remove it")
-    return status.st_size
 
 
 @contextmanager

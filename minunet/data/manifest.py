@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from minunet.base.durable import write_durably
+from minunet.base.durable import open_regular, write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import shown, size_of
+from minunet.data.images import shown
 from minunet.data.lgg import THREADS, Listing
 
 #: SHA-256 in hexadecimal by the file's path in the data folder; None for a file that cannot be read.
@@ -40,10 +40,9 @@ def digests(listing: Listing) -> Digests:
 
 def _digest(path: Path) -> str | None:
     try:
-        size_of(path)  # refuses what is no regular file, before it is opened
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, UserError):
+    except (OSError, ValueError):
         return None
 
 
@@ -95,11 +94,12 @@ def write_manifest(path: Path, found: Digests) -> None:
 def read_manifest(path: Path) -> Digests:
     """The digests in the manifest at ``path``. Raises UserError if it cannot be read, or is none."""
     try:
-        if size_of(path) > MAX_BYTES:
-            raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; give a manifest")
-        lines = os.fsdecode(path.read_bytes()).split("\n")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; give a manifest")
+            lines = os.fsdecode(file.readall()).split("\n")
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(f"{shown(path)}: cannot be read ({reason}); write one with --write-manifest") from None
     expected: Digests = {}
     for number, line in enumerate(lines, start=1):

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minunet.base.durable import TEMPORARY_NAME, json_text, write_durably, write_text
+from minunet.base import durable
+from minunet.base.durable import TEMPORARY_NAME, json_text, open_regular, read_text, write_durably, write_text
 from minunet.base.errors import UserError
+from tests.base.processes import POSIX
 
 
 def tree(folder):
@@ -203,6 +205,54 @@ def test_the_mode_of_a_new_file_follows_the_umask(tmp_path):
     (tmp_path / "plain").touch()
     write_text(tmp_path / "durable", "")
     assert (tmp_path / "durable").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_regular_file_is_opened_under_its_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("a")
+    for path in (tmp_path / "a", str(tmp_path / "link")):
+        with open_regular(path) as file:
+            assert (file.read(2), file.readall(), file.name) == (b"ab", b"c", path)
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_nothing_else_is_opened(tmp_path, monkeypatch, kind):
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}
+    make[kind](tmp_path / "a")
+    monkeypatch.setattr(os, "open", lambda *arguments: pytest.fail("opened"))
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_regular(tmp_path / "a")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_text(tmp_path / "a")
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_nor_what_takes_the_place_of_a_file_between_look_and_opening(tmp_path, monkeypatch, kind):
+    """Opening the pipe as usual would wait for ever."""
+    path, opener = tmp_path / "a", durable._open_without_waiting
+    path.write_text("a file")
+    descriptors = []
+
+    def open_late(_, flags):
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+        descriptors.append(opener(path, flags))
+        return descriptors[-1]
+
+    monkeypatch.setattr(durable, "_open_without_waiting", open_late)
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_regular(path)
+    with pytest.raises(OSError, match="Bad file descriptor"):  # it is closed again
+        os.fstat(descriptors[0])
+
+
+def test_read_text_has_a_limit(tmp_path):
+    (tmp_path / "a").write_text("größe", encoding="utf-8")
+    assert read_text(tmp_path / "a", largest=7) == "größe"
+    with pytest.raises(ValueError, match="7 bytes long"):
+        read_text(tmp_path / "a", largest=6)
 
 
 def test_json_of_plain_values_reads_back_equal():

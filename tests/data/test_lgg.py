@@ -271,7 +271,7 @@ def test_a_pipe_under_the_name_of_a_tiff_does_not_hang(data):
     first_image(data).unlink()
     os.mkfifo(first_image(data))
     assert refusal(lgg.read_folder, data, 8) == (
-        f"{first_image(data)}: not a regular file; replace it by a picture or remove it"
+        f"{first_image(data)}: cannot be read (not a regular file); replace or remove it"
     )
 
 

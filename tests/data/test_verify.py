@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minunet.base import cli
+from minunet.base import cli, durable
+from minunet.base.errors import UserError
 from minunet.data import lgg, manifest, phantom, verify
 from minunet.data.slices import LGG, SliceSet, Words
 from tests.data import test_lgg
@@ -362,6 +363,24 @@ def test_sha256sum_understands_the_manifest(data, tmp_path):
     assert manifest.read_manifest(tmp_path / "theirs") == manifest.read_manifest(tmp_path / "m")
 
 
+@POSIX
+def test_a_manifest_and_an_image_that_become_pipes_when_they_are_opened(data, tmp_path, monkeypatch):
+    write(data, tmp_path / "m")
+    becoming = {tmp_path / "m", data / "anna" / "anna_1.tif"}
+
+    def open_late(path, flags, opener=durable._open_without_waiting):
+        if Path(path) in becoming and Path(path).is_file():
+            Path(path).unlink()
+            os.mkfifo(path)
+        return opener(path, flags)
+
+    monkeypatch.setattr(durable, "_open_without_waiting", open_late)
+    found = manifest.digests(lgg.list_folder(data))
+    assert [name for name, digest in found.items() if digest is None] == ["anna/anna_1.tif"]
+    with pytest.raises(UserError, match=r"m: cannot be read \(not a regular file\); write one with --write-manifest"):
+        manifest.read_manifest(tmp_path / "m")
+
+
 def test_a_manifest_with_the_line_ends_of_windows(data, tmp_path):
     write(data, tmp_path / "m")
     (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes().replace(b"\n", b"\r\n"))
@@ -373,7 +392,7 @@ def test_files_that_cannot_be_read_are_named_and_not_called_missing(data, tmp_pa
     (data / "anna" / "anna_1.tif").unlink()
     (data / "anna" / "anna_1.tif").mkdir()
     assert faults(data, tmp_path / "m") == [
-        f"{data / 'anna' / 'anna_1.tif'}: not a regular file; replace it by a picture or remove it",
+        f"{data / 'anna' / 'anna_1.tif'}: cannot be read (not a regular file); replace or remove it",
         "anna/anna_1.tif: in the manifest, but cannot be read; restore it",
     ]
     message = refusal(write, data, tmp_path / "other")
@@ -399,7 +418,7 @@ def test_what_is_no_manifest_is_refused(data, tmp_path, content, expected):
 
 def test_a_manifest_that_is_absent_a_folder_or_huge(data, tmp_path):
     assert "m: cannot be read (no such file" in refusal(verify.inspect_folder, data, manifest=tmp_path / "m")
-    assert "data: not a regular file" in refusal(verify.inspect_folder, data, manifest=data)
+    assert "data: cannot be read (not a regular file)" in refusal(verify.inspect_folder, data, manifest=data)
     with (tmp_path / "m").open("wb") as file:
         file.truncate(manifest.MAX_BYTES + 1)
     assert "above the ceiling" in refusal(verify.inspect_folder, data, manifest=tmp_path / "m")

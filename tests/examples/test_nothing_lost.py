@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from minunet.data.splits import fold_of
-from tests.command_line import EXAMPLES, SMALL, progress, run, tree, weights, write_patients
+from tests.command_line import BECOMES_A_PIPE, EXAMPLES, SMALL, progress, run, tree, weights, write_patients
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders and signals as POSIX has them")
 
@@ -297,6 +297,22 @@ def test_a_missing_best_npz_is_replaced_by_the_last_state(place, unbroken, monit
     assert "warning: run/best.npz: missing, the state in last.npz takes its place\n" in ended.out
     assert weights(place / "run") == weights(unbroken / "run")
     assert (place / "run" / "metrics.json").exists()
+
+
+def test_settings_that_become_a_pipe_when_they_are_read_do_not_hang(place, unbroken):
+    shutil.copytree(unbroken / "run", place / "run")
+    ended = run("train_lgg", "--resume", "run", cwd=place, before=BECOMES_A_PIPE.format("config.json"))
+    assert ended.code == 2
+    assert ended.err == "error: run/config.json: no settings of a run (ValueError), start a new run\n"
+
+
+def test_an_image_that_becomes_a_pipe_when_it_is_read_does_not_hang(place, unbroken):
+    (place / "kaggle_3m").unlink()
+    shutil.copytree(unbroken / "kaggle_3m", place / "kaggle_3m")
+    name = min(place.rglob("*.tif")).name
+    ended = run("train_lgg", *ARGUMENTS, cwd=place, before=BECOMES_A_PIPE.format(name))
+    assert_refused(ended, f"{name}: cannot be read (not a regular file); replace or remove it")
+    assert not (place / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------ data that have moved

@@ -27,7 +27,7 @@ from minunet.training.loop import TrainingData, fit
 from minunet.training.optim import AdamW
 from minunet.training.step import Engine
 from tests.base.processes import POSIX
-from tests.command_line import command, run
+from tests.command_line import BECOMES_A_PIPE, command, run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 SIZE = 32
@@ -434,6 +434,17 @@ def test_of_two_predictions_into_one_folder_one_is_refused(files):
     assert sorted(process.returncode for process in processes) == [0, 2], errors
     assert sorted(error.count("\n") for error in errors) == [0, 1]
     assert len(list((files / "out").iterdir())) == 18
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["trained.npz", "good.png"])
+def test_a_file_that_becomes_a_pipe_when_it_is_opened_does_not_hang(files, name):
+    arguments = ("trained.npz", "good.png", "--output", "out", "--device", "cpu")
+    ended = run("predict", *arguments, cwd=files, before=BECOMES_A_PIPE.format(name))
+    assert ended.code == 2, ended
+    assert ended.err.startswith(f"error: {name}: cannot be ")
+    assert "(not a regular file)" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(predict, files, monkeypatch, capsys):
