@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from minunet.base.errors import UserError
 from minunet.base.rng import PHANTOM, Key, generator
 from minunet.data.normalize import Normalization
 from minunet.data.slices import LGG, SliceSet
@@ -75,15 +76,36 @@ def write_kaggle(folder: str | os.PathLike[str], slices: SliceSet) -> None:
 
     Makes ``<folder>/<patient>_20260101/<patient>_20260101_<number>.tif``, uncompressed RGB, and beside it the
     ``_mask.tif``, grey, 0 and 255.
+
+    Raises ValueError for a patient whose name is no name of a folder, and UserError if a patient's folder is there
+    already (it may be somebody's work, or a link to it) or the system refuses.
     """
     from PIL import Image
 
-    for patient, number, image, mask in zip(slices.patients, slices.numbers, slices.images, slices.masks, strict=True):
-        name = f"{patient}_20260101"
-        path = Path(folder) / name
-        path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path / f"{name}_{number}.tif")
-        Image.fromarray(mask[..., 0] * np.uint8(255)).save(path / f"{name}_{number}_mask.tif")
+    places = {patient: Path(folder) / f"{patient}_20260101" for patient in slices.patient_names()}
+    for patient in places:
+        if not patient or set(patient) & set("/\\:\0"):
+            raise ValueError(f"a patient's name must be that of a folder, without / \\ : and NUL, got {patient!r}")
+
+    def write(path: Path, pixels: np.ndarray) -> None:
+        with path.open("xb") as file:
+            Image.fromarray(pixels).save(file, format="TIFF")
+
+    for place in places.values():
+        if os.path.lexists(place):
+            raise UserError(f"{place}: is there already, choose another folder")
+    try:
+        for place in places.values():
+            place.mkdir(parents=True)  # a new one, so that no link lies in it
+        for patient, number, image, mask in zip(
+            slices.patients, slices.numbers, slices.images, slices.masks, strict=True
+        ):
+            place = places[patient]
+            write(place / f"{place.name}_{number}.tif", image)
+            write(place / f"{place.name}_{number}_mask.tif", mask[..., 0] * np.uint8(255))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{error.filename or folder}: cannot be written ({reason}), choose another folder") from error
 
 
 def best_flair_threshold_dice(slices: SliceSet, normalization: Normalization | None = None) -> tuple[float, float]:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minunet.base.errors import UserError
 from minunet.data import lgg, phantom
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
+from tests.command_line import tree
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,73 @@ def test_written_in_the_kaggle_layout_the_same_reader_reads_it_back(tmp_path):
     np.testing.assert_array_equal(back.images, slices.images)
     np.testing.assert_array_equal(back.masks, slices.masks)
     assert (back.patients, back.numbers) == (slices.patients, slices.numbers)
+
+
+def named(*patients):
+    count = len(patients)
+    images, masks = np.zeros((count, 8, 8, 3), np.uint8), np.zeros((count, 8, 8, 1), np.uint8)
+    return SliceSet(images, masks, patients, (1,) * count, patients)
+
+
+@pytest.mark.parametrize("name", ["../../escape", "{}/absolute", "a/b", "a\\b", "C:", "nul\0", ""])
+def test_a_patients_name_leads_nowhere_else(tmp_path, name):
+    name = name.format(tmp_path)
+    with pytest.raises(ValueError, match=r"a patient's name must be that of a folder, without .*, got ") as caught:
+        phantom.write_kaggle(tmp_path / "deep" / "data", named("anna", name))
+    assert repr(name) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["..", "größe mit leer", "-x", ".hidden"])
+def test_odd_names_stay_in_the_folder(tmp_path, name):
+    phantom.write_kaggle(tmp_path, named(name))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}_20260101"]
+    assert len(list(tmp_path.rglob("*.tif"))) == 2
+
+
+@pytest.mark.parametrize("there", ["the same patient", "a file", "a link to a folder", "a link that leads nowhere"])
+def test_what_is_there_already_is_refused_before_anything_is_written(tmp_path, there):
+    data, place = tmp_path / "data", tmp_path / "data" / "ben_20260101"
+    data.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    if there == "the same patient":
+        phantom.write_kaggle(data, named("ben"))
+    elif there == "a file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(tmp_path / ("elsewhere" if "folder" in there else "nowhere"))
+    before = tree(tmp_path)
+    with pytest.raises(UserError) as caught:
+        phantom.write_kaggle(data, named("anna", "ben"))
+    assert str(caught.value) == f"{place}: is there already, choose another folder"
+    assert tree(tmp_path) == before
+
+
+def test_a_link_that_appears_while_slices_are_written_is_not_followed(tmp_path, monkeypatch):
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("three years of work")
+    fromarray = Image.fromarray
+
+    def link_first(pixels):
+        link = tmp_path / "data" / "anna_20260101" / "anna_20260101_1_mask.tif"
+        if not link.is_symlink():
+            link.symlink_to(precious)
+        return fromarray(pixels)
+
+    monkeypatch.setattr(Image, "fromarray", link_first)
+    with pytest.raises(UserError, match=r"_1_mask\.tif: cannot be written \(File exists\), choose another"):
+        phantom.write_kaggle(tmp_path / "data", named("anna"))
+    assert precious.read_text() == "three years of work"
+
+
+@pytest.mark.parametrize("folder", ["file/data", "dangling", "x" * 300])
+def test_a_folder_that_the_system_refuses_is_one_line(tmp_path, folder):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r": cannot be written \(.*\), choose another folder$") as caught:
+        phantom.write_kaggle(tmp_path / folder, named("anna"))
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
 
 
 def test_arguments_out_of_range():
