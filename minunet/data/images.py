@@ -179,14 +179,16 @@ def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.Imag
     try:
         with _Reader(open_regular(path)) as file, Image.open(file, formats=formats) as picture:
             # The header alone has been read. Nothing is decoded before its size is known to be sane.
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
                 raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise UserError(
                     f"{shown(path)}: {width} x {height} pixels, above the ceiling of {MAX_PIXELS}; make it smaller"
                 )
-            if getattr(picture, "is_animated", False):  # and not n_frames, which follows a chain of any length
+            # is_animated and not n_frames, which follows a chain of any length.
+            if getattr(picture, "is_animated", False) or _is_stack(picture, size):
                 raise UserError(f"{shown(path)}: more than one picture in the file; save them one by one")
             bits = _bits(picture)
             if bits > 16:
@@ -321,6 +323,31 @@ def _stored(picture: "ImageFile.ImageFile") -> np.ndarray:
     pixels = np.array(picture)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return ~pixels if _is_white_at_0(picture) else pixels
+
+
+def _is_stack(picture: "ImageFile.ImageFile", size: int) -> bool:
+    """Whether a TIFF of ``size`` bytes has more planes behind the one that Pillow sees.
+
+    Software for microscopes writes them behind one header, one after the other, and says so in a tag of its own.
+    """
+    from PIL import TiffImagePlugin
+
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return False
+    if picture.tag_v2.get(_IMAGE_DEPTH, 1) != 1:
+        return True
+    description = str(picture.tag_v2.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
+    if description.startswith("ImageJ="):
+        said = re.search(r"^images=(\d{1,9})\s*$", description, re.MULTILINE)
+        planes = 1 if said is None else int(said[1])
+    else:  # tifffile, with truncate=True
+        planes = 2 if '"truncated": true' in description else 1
+    start = min(picture.tag_v2.get(TiffImagePlugin.STRIPOFFSETS, (0,)))
+    length = sum(picture.tag_v2.get(TiffImagePlugin.STRIPBYTECOUNTS, (0,)))
+    return planes > 1 and start + planes * length <= size  # a plane cut out of a stack may have kept the description
+
+
+_IMAGE_DEPTH = 32997  # a tag of SGI's, for volumes
 
 
 def _is_white_at_0(picture: "ImageFile.ImageFile") -> bool:

@@ -243,6 +243,49 @@ def test_a_damaged_tiff_is_read_or_refused_in_one_line(tmp_path_factory, seed):
     assert "\n" not in message
 
 
+IMAGEJ = "ImageJ=1.11a\nimages={}\nchannels=3\nhyperstack=true\n"
+TRUNCATED = '{"shape": [3, 20, 32, 3], "truncated": true}'
+
+
+def save_planes(path, planes, tags, *, mode="RGB"):
+    """A TIFF of one header, as ImageJ and tifffile write it, with the data of ``planes`` planes behind it."""
+    picture = Image.new(mode, (32, 20), 255 if mode == "L" else (7, 8, 9))
+    picture.save(path, "TIFF", tiffinfo=tags)
+    with path.open("ab") as file:
+        file.write(picture.tobytes() * (planes - 1))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{270: IMAGEJ.format(3)}, {270: IMAGEJ.format(3).replace("\n", "\r\n")}, {270: TRUNCATED}, {32997: 3}],
+    ids=["ImageJ", "ImageJ on Windows", "tifffile, truncated", "ImageDepth"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_planes_behind_one_header_are_more_than_one_picture(tmp_path, tags, mode):
+    save_planes(tmp_path / "stack.tif", 3, tags, mode=mode)
+    with Image.open(tmp_path / "stack.tif") as picture:
+        assert picture.n_frames == 1  # Pillow sees the first alone
+    message = refusal(images.read_image if mode == "RGB" else images.read_mask, tmp_path / "stack.tif")
+    assert message == f"{tmp_path / 'stack.tif'}: more than one picture in the file; save them one by one"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {270: IMAGEJ.format(1)},
+        {270: IMAGEJ.format(3)},  # cut out of a stack
+        {270: TRUNCATED},
+        {270: "ImageJ=1.11a\nunit=mm\n"},
+        {270: "ImageJ=1.11a\nimages=" + "9" * 5000},
+        {270: "images=3"},
+        {32997: 1},
+    ],
+)
+def test_one_plane_is_one_picture_whatever_its_description(tmp_path, tags):
+    save_planes(tmp_path / "one.tif", 1, tags)
+    assert np.array_equal(images.read_image(tmp_path / "one.tif"), np.full((20, 32, 3), (7, 8, 9)))
+
+
 def test_the_pixels_may_be_more_than_the_header(tmp_path):
     image = np.random.default_rng(7).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "large.tif")

@@ -372,6 +372,16 @@ def _(place):
     )
 
 
+@case("10 several planes behind one header, as ImageJ writes them")
+def _(place):
+    def change(image, mask):
+        saved(image, RGB, tiffinfo={270: "ImageJ=1.11a\nimages=3\n"})
+        with image.open("ab") as file:
+            file.write(2 * RGB.tobytes())
+
+    return bad_image(place, change, "more than one picture")
+
+
 @case("11 NaN pixels")
 def _(place):
     return bad_image(place, lambda image, mask: saved(image, np.full((16, 16), np.nan, np.float32)), "32 bits")
