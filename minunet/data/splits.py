@@ -15,14 +15,14 @@ import csv
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from minunet.base.durable import open_regular
 from minunet.base.errors import UserError
 from minunet.base.rng import SAMPLE, Key, generator
-from minunet.data.images import shown, size_of
+from minunet.data.images import shown
 
 #: No split file is larger: this one would list more than 100,000 groups.
 MAX_BYTES = 2**23
@@ -118,14 +118,18 @@ def split_by_file(patients: Sequence[str], path: str | os.PathLike[str]) -> Spli
     """
     name = shown(path)
     try:
-        if size_of(Path(path)) > MAX_BYTES:
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise UserError(f"{name}: above the ceiling of {MAX_BYTES} bytes; give a table of groups and their parts")
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:  # -sig: a mark that Excel writes
-            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
+        lines = content.decode("utf-8-sig").splitlines()  # -sig: a mark that Excel writes
+        header, *rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row] or [[]]
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({(error.strerror or str(error)).lower()}), check the path") from None
     except (UnicodeDecodeError, csv.Error):
         raise UserError(f"{name}: no CSV file in UTF-8, save it as one") from None
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; give a CSV file") from None
     expected = f"{', '.join(Split._fields[:-1])} or {Split._fields[-1]}"
     if header != ["group", "part"]:
         raise UserError(f"{name}: begins with {','.join(header)!r:.80}, expected the line group,part")
