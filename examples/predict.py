@@ -19,7 +19,7 @@ import numpy as np
 from minunet import engines
 from minunet.base import cli
 from minunet.base.errors import UserError
-from minunet.data.images import find_volumes, shown
+from minunet.data.images import MAX_PIXELS, find_volumes, shown
 from minunet.results.plots import display_image, overlay
 from minunet.results.prediction import Predictor, write_png
 from minunet.training.checkpoint import Weights
@@ -32,6 +32,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("images", nargs="+", help="images (TIFF, PNG, JPEG), or folders of images")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="where the masks go; nothing there is overwritten"
+    )
+    parser.add_argument(
+        "--max-pixels", type=cli.positive_int, default=MAX_PIXELS, help=f"of the largest image ({MAX_PIXELS})"
     )
     parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="tumour is what is more probable (0.5)")
     parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
@@ -50,6 +53,7 @@ def main(arguments: list[str]) -> None:
         engine=options.engine,
         precision=options.precision,
         max_batch=max(map(len, volumes)),
+        max_pixels=options.max_pixels,
     ) as predictor:
         channels = predictor.net.config["out_channels"]
         check_results(volumes, output, channels)

@@ -189,7 +189,7 @@ def test(folder: Path, slices: SliceSet, preset: Preset, device: Device, options
 
 def read_again(slices: SliceSet, options: argparse.Namespace) -> SliceSet:
     """The test slices at the size of their files."""
-    again = lgg.read_folder(options.data, None, allow_missing=options.allow_missing, patients=slices.patient_names())
+    again = lgg.read_folder(options.data, None, patients=slices.patient_names(), **verify.folder_options(options))
     wanted = set(zip(slices.patients, slices.numbers, strict=True))
     slices_there = enumerate(zip(again.patients, again.numbers, strict=True))
     return again.subset([place for place, slice_ in slices_there if slice_ in wanted])
@@ -422,7 +422,7 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
             raise UserError(f"{images.shown(options.data)}: no such folder, say by --data where the run's data are now")
         size = None if preset.training.crop else preset.image_size
         with data_explained(options, preset):
-            slices = lgg.read_folder(options.data, size, limit=preset.limit, **reading(options))
+            slices = lgg.read_folder(options.data, size, limit=preset.limit, **verify.folder_options(options))
         print(verify.inspect(slices), flush=True)
     words = slices.words
     if options.split_file is not None:
@@ -436,11 +436,6 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
     train, validation, test = slices.split(indices)
     print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
     return Parts(train, validation, test)
-
-
-def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """How ``lgg.read_folder`` reads the data."""
-    return {name: getattr(options, name) for name in ("allow_missing", "folders", "invert_masks", "target_name")}
 
 
 def describe(slices: SliceSet) -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 #: No image above this many pixels is decoded: 8192 x 8192.
 MAX_PIXELS = 64 * 2**20
-#: No file above this many bytes is opened: RGB of 16 bits needs six a pixel.
-MAX_BYTES = 6 * MAX_PIXELS
+#: No file of more bytes for each such pixel is read: RGB of 16 bits needs six.
+BYTES_A_PIXEL = 6
 #: So many bytes are read before the size of the image must be known: a list of a million strips is not read to its end.
 MAX_HEADER_BYTES = 2 * 2**20
 
@@ -96,7 +96,7 @@ def kind_of(image: np.ndarray) -> Kind:
     return Kind(image.shape[2], 8 * image.itemsize)
 
 
-def read_image(path: str | os.PathLike[str], kind: Kind | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], kind: Kind | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One image, uint8 or uint16 (H, W, C), C = 1 or 3.
 
     The values are those that the file stores; 12-bit data come as uint16. The image is turned and mirrored as its
@@ -106,8 +106,8 @@ def read_image(path: str | os.PathLike[str], kind: Kind | None = None) -> np.nda
     Raises UserError, naming the file, unless it is a regular file of the format that its ending says (any of TIFF,
     PNG and JPEG for another ending), and holds one grey or RGB image of 8 or 16 bits, of that kind.
     """
-    with pillow_warnings():
-        image = decode_image(Path(path))
+    with pillow_warnings(max_pixels):
+        image = decode_image(Path(path), max_pixels)
     if kind is not None and kind_of(image) != kind:
         raise UserError(f"{shown(path)}: {kind_of(image)}, but the network was trained on {kind}; convert it")
     return image
@@ -127,9 +127,9 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
         return decode_mask(Path(path))
 
 
-def decode_image(path: Path) -> np.ndarray:
+def decode_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As :func:`read_image`, for callers that are within :func:`pillow_warnings` already."""
-    with _open(path) as (picture, bits):
+    with _open(path, max_pixels) as (picture, bits):
         taken = picture.mode in ("L", "RGB") or picture.mode.startswith("I;16")
         if not taken or _channels_in_file(picture) != len(picture.getbands()):
             expected = "expected grey or RGB of 8 or 16 bits"
@@ -139,7 +139,7 @@ def decode_image(path: Path) -> np.ndarray:
         image = _stored(picture)
     if picture.mode == "RGB" and bits == 16:
         # Pillow keeps the first byte of each value. Told that the bytes stand the other way round, it keeps the second.
-        with _open(path, low_bytes=True) as (picture, _):
+        with _open(path, max_pixels, low_bytes=True) as (picture, _):
             image = 256 * image.astype(np.uint16) + np.array(picture)
     return image.reshape(*image.shape[:2], -1)
 
@@ -166,7 +166,9 @@ def decode_mask(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.ImageFile, int]]":
+def _open(
+    path: Path, max_pixels: int = MAX_PIXELS, low_bytes: bool = False
+) -> "Iterator[tuple[ImageFile.ImageFile, int]]":
     """The decoded picture in ``path``, and its bits a channel in the file.
 
     ``low_bytes`` asks for the second byte of each value of a 16-bit RGB picture, in place of the first. Whatever goes
@@ -180,12 +182,13 @@ def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.Imag
         with _Reader(open_regular(path)) as file, Image.open(file, formats=formats) as picture:
             # The header alone has been read. Nothing is decoded before its size is known to be sane.
             size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise UserError(f"{shown(path)}: above the ceiling of {MAX_BYTES} bytes; make it smaller")
+            if size > BYTES_A_PIXEL * max_pixels:
+                found = f"{size} bytes, above the ceiling of {BYTES_A_PIXEL * max_pixels}"
+                raise UserError(f"{shown(path)}: {found}; make it smaller")
             width, height = picture.size
-            if width * height > MAX_PIXELS:
+            if width * height > max_pixels:
                 raise UserError(
-                    f"{shown(path)}: {width} x {height} pixels, above the ceiling of {MAX_PIXELS}; make it smaller"
+                    f"{shown(path)}: {width} x {height} pixels, above the ceiling of {max_pixels}; make it smaller"
                 )
             # is_animated and not n_frames, which follows a chain of any length.
             if getattr(picture, "is_animated", False) or _is_stack(picture, size):
@@ -207,7 +210,7 @@ def _open(path: Path, low_bytes: bool = False) -> "Iterator[tuple[ImageFile.Imag
         if isinstance(error, UnidentifiedImageError):
             found = f"not a readable {' or '.join(formats)} picture"
         elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-            found = f"more pixels than the ceiling of {MAX_PIXELS}"
+            found = f"more pixels than the ceiling of {max_pixels}"
         elif isinstance(error, OSError) and error.strerror:
             found = error.strerror.lower()
         else:
@@ -230,18 +233,24 @@ class _Reader(io.BufferedReader):
 
 
 @contextmanager
-def pillow_warnings() -> Iterator[None]:
+def pillow_warnings(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Pillow's warning of a picture too large becomes an error; its remarks on odd metadata, which name no file, go.
 
-    Warning filters belong to the process: this is entered once, around the threads and not in them.
+    Warning filters and Pillow's own ceiling belong to the process: this is entered once, around the threads and not in
+    them.
     """
     from PIL import Image
 
     logging.getLogger("PIL").addHandler(_NOWHERE)  # else, where nobody asked for a log, Python prints it
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+    ceiling = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(ceiling or 0, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = ceiling
 
 
 _NOWHERE = logging.NullHandler()

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -348,6 +348,16 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
 
 
+def folder_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``lgg.read_folder`` and :func:`inspect_folder` that these flags are."""
+    return {
+        "folders": options.folders,
+        "invert_masks": bool(options.invert_masks),
+        "target_name": options.target_name,
+        "allow_missing": bool(options.allow_missing),
+    }
+
+
 def main(arguments: list[str]) -> None:
     """Verify the folder that the command line names."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -364,14 +374,7 @@ def main(arguments: list[str]) -> None:
     if options.write_manifest is not None:
         check_new(options.write_manifest)
 
-    report = inspect_folder(
-        folder,
-        allow_missing=bool(options.allow_missing),
-        manifest=options.manifest,
-        folders=options.folders,
-        invert_masks=bool(options.invert_masks),
-        target_name=options.target_name,
-    )
+    report = inspect_folder(folder, manifest=options.manifest, **folder_options(options))
     print(json_text(asdict(report)) if options.json else report)
     if len(report.faults) == 1:
         raise UserError(report.faults[0])

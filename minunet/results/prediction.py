@@ -27,7 +27,7 @@ from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import Kind, fitted, read_image, resize_image, shown
+from minunet.data.images import MAX_PIXELS, Kind, fitted, read_image, resize_image, shown
 from minunet.data.images import place as put
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
@@ -65,6 +65,7 @@ class Predictor:
     image_size: int | None  # pixels: the side of the square that every image is resized to; None: it is not resized
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
     kind: Kind  # of the images that it was trained on
+    max_pixels: int  # of an image that is read
     keep_ratio: bool  # a resized image keeps the ratio of its sides, and the rest of the square is padding
     #: Builds an engine for so many images of a size (height, width) at a time.
     make_engine: Callable[[int, tuple[int, int]], Engine]
@@ -83,11 +84,13 @@ class Predictor:
         precision: engines.Precision = "float32",
         max_batch: int = BATCH,
         network: type[UNet] = UNet,
+        max_pixels: int = MAX_PIXELS,
     ) -> "Predictor":
         """The predictor in a checkpoint of ``training.loop.fit``.
 
         ``weights`` and ``network`` as in ``checkpoint.load_net``; ``engine``, ``precision`` and ``max_batch`` (images
-        at a time) as in ``minunet.engines.build``. Fewer images are taken at a time where memory is short.
+        at a time) as in ``minunet.engines.build``. Fewer images are taken at a time where memory is short, and none of
+        more than ``max_pixels``.
 
         Raises UserError if the file is no checkpoint, does not say how images are prepared, or has an image size at
         which not even one image fits into memory.
@@ -102,7 +105,7 @@ class Predictor:
             return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
 
         kind = _kind(metadata, net.config["in_channels"])
-        predictor = cls(net, normalization, image_size, flip_average, kind, keep_ratio, make_engine, batch)
+        predictor = cls(net, normalization, image_size, flip_average, kind, max_pixels, keep_ratio, make_engine, batch)
         if image_size is not None:
             predictor._engine_for((image_size, image_size)).freeze()
         return predictor
@@ -135,7 +138,7 @@ class Predictor:
 
         def read() -> Iterator[np.ndarray]:  # and no list: a large volume is in memory once, and resized
             for file in files:
-                image = read_image(file, self.kind)
+                image = read_image(file, self.kind, self.max_pixels)
                 digests.append(_digest(image))
                 height, width, _ = image.shape
                 # The masks, a byte a class, and the probabilities of one class, resized and compared.
@@ -164,7 +167,7 @@ class Predictor:
         Raises UserError if a file does not hold the image any more that was prepared.
         """
         for place, (file, digest) in enumerate(zip(files, prepared.digests, strict=True)):
-            image = read_image(file, self.kind)
+            image = read_image(file, self.kind, self.max_pixels)
             if _digest(image) != digest:
                 raise UserError(f"{shown(file)}: changed while it was being predicted, predict it again")
             if prepared.images is None:

@@ -230,9 +230,9 @@ def test_a_header_that_claims_too_many_pixels_is_refused(data, size):
 
 def test_a_file_larger_than_any_such_image_is_not_opened(data):
     with first_image(data).open("r+b") as file:
-        file.truncate(images.MAX_BYTES + 1)  # holds no data: takes no room on the disk
+        file.truncate(6 * images.MAX_PIXELS + 1)  # holds no data: takes no room on the disk
     message = refusal(lgg.read_folder, data, 8)
-    assert message == f"{first_image(data)}: above the ceiling of {images.MAX_BYTES} bytes; make it smaller"
+    assert message == f"{first_image(data)}: 402653185 bytes, above the ceiling of 402653184; make it smaller"
 
 
 def test_a_header_larger_than_any_is_refused_before_it_is_read_to_its_end(data, monkeypatch):

@@ -1,5 +1,6 @@
 """Training on crops and predicting in tiles, through the real command lines."""
 
+import csv
 import json
 
 import numpy as np
@@ -58,6 +59,42 @@ def test_an_image_of_any_size_is_predicted_as_it_is(trained, tmp_path, monkeypat
         x = apply(image[None], statistics)
         whole = predictor.net.predict(x)[0, ..., 0]
     assert np.array_equal(mask > 0, whole > 0.5)
+
+
+def test_the_ceiling_of_pixels_can_be_raised(trained, tmp_path):
+    Image.fromarray(phantom.make(patients=1, size=96, seed=3).images[9]).save(tmp_path / "a.png")
+    low = run("predict", trained / "best.npz", "a.png", "--output", "low", "--max-pixels", "9000", cwd=tmp_path)
+    assert (low.code, low.err) == (2, "error: a.png: 96 x 96 pixels, above the ceiling of 9000; make it smaller\n")
+    assert not (tmp_path / "low").exists()
+    high = run("predict", trained / "best.npz", "a.png", "--output", "high", "--max-pixels", "9216", cwd=tmp_path)
+    assert (high.code, high.err) == (0, "")
+
+
+def test_a_checkpoint_is_scored_on_a_folder_of_pngs(trained, tmp_path):
+    """Each image at its own size: the scores are those of the masks that predict.py writes."""
+    made = phantom.make(patients=1, size=96, seed=3)
+    for place, (image, mask) in enumerate(zip(made.images[8:11], made.masks[8:11, ..., 0], strict=True)):
+        crop = slice(0, 90 - place), slice(place, 96)
+        for name, pixels in (("image", image[crop]), ("label", 255 - 255 * mask[crop])):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{place}.png")
+    flags = ("--folders", "image", "label", "--invert-masks", "--target-name", "blob", "--output", "scores")
+    ended = run("evaluate", trained / "best.npz", "data", *flags, cwd=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    with (tmp_path / "scores" / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == ["0", "1", "2"]
+    for place, row in enumerate(rows):
+        ended = run("predict", trained / "best.npz", row["file"], "--output", f"out{place}", cwd=tmp_path)
+        assert ended.code == 0, ended
+        found = np.asarray(Image.open(tmp_path / f"out{place}" / f"{place}_mask.png")) > 0
+        marked = np.asarray(Image.open(tmp_path / "data" / "label" / f"{place}.png")) == 0
+        assert int(row["pixels_found"]) == found.sum()
+        assert int(row["pixels_marked"]) == marked.sum()
+        assert float(row["dice"]) == pytest.approx(2 * (found & marked).sum() / (found.sum() + marked.sum()), abs=1e-4)
+    again = run("evaluate", trained / "best.npz", "data", *flags, cwd=tmp_path)
+    assert again.code == 2
+    assert again.err.startswith("error: scores: ")
 
 
 @pytest.mark.parametrize(
