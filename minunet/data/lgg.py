@@ -124,9 +124,8 @@ def read_folder(
         raise ValueError(f"limit must be at least 1 or None, got {limit}")
     listing = list_folder(folder, patients=patients, folders=folders)
     faults = listing.faults + ([] if allow_missing else missing_partners(listing))
-    listing = listing._replace(pairs=listing.pairs[:limit])
-
-    pairs = listing.pairs
+    pairs = listing.pairs[:limit]
+    listing = listing._replace(pairs=pairs)
 
     # How large the arrays must be, and of which kind. With a size the first image is enough to know; whatever is wrong
     # is found again, and said, by the reading below.
@@ -195,27 +194,19 @@ def read_pairs(
     with pillow_warnings(), ThreadPoolExecutor(max_workers=THREADS) as pool:
         results = list(pool.map(read, range(len(pairs))))
 
-    faults = []
-    first_of: dict[str, int] = {}
-    first_of_kind: dict[Kind, int] = {}
-    for index, (found, _) in enumerate(results):
-        if found is not None:
-            first_of.setdefault(pairs[index].patient, index)
-            first_of_kind.setdefault(found[1], index)
-    usual = Counter(found[1] for found, _ in results if found is not None).most_common(1)
-    for pair, (found, wrong) in zip(pairs, results, strict=True):
-        faults += wrong
-        if found is None:
-            continue
-        shape, kind = found
-        if kind != usual[0][0]:
-            other = f"{shown(pairs[first_of_kind[usual[0][0]]].image)} has {usual[0][0]}"
+    faults = [fault for _, found in results for fault in found]
+    seen = [(pair, *found) for pair, (found, _) in zip(pairs, results, strict=True) if found is not None]
+    of_kind = {kind: pair for pair, _, kind in reversed(seen)}  # the first of each
+    usual = max(of_kind, key=Counter(kind for *_, kind in seen).__getitem__, default=None)
+    first: dict[str, tuple[Pair, tuple[int, ...]]] = {}
+    for pair, shape, kind in seen:
+        if usual is not None and kind != usual:
+            other = f"{shown(of_kind[usual].image)} has {usual}"
             faults.append(f"{shown(pair.image)}: {kind}, but {other}; make them alike")
-        first = first_of[pair.patient]
-        expected = results[first][0]
-        if listing.words.channels and expected is not None and shape != expected[0]:
-            neighbour = f"{shown(pairs[first].image)} of the same patient has {pixels_of(expected[0])}"
-            faults.append(f"{shown(pair.image)}: {pixels_of(shape)}, but {neighbour}; make them equal")
+        neighbour, expected = first.setdefault(pair.patient, (pair, shape))
+        if listing.words.channels and shape != expected:
+            other = f"{shown(neighbour.image)} of the same patient has {pixels_of(expected)}"
+            faults.append(f"{shown(pair.image)}: {pixels_of(shape)}, but {other}; make them equal")
     return faults
 
 
@@ -244,11 +235,10 @@ def list_folder(
     groups: dict[str, Path] = {}
     twice: list[tuple[Path, Path]] = []
     together = folders is not None and all(_is_folder(root / name) for name in folders)
-    for name in _names_in(root):
+    for name in [] if together else _names_in(root):
         path = root / name
-        if name.startswith(".") or not _is_folder(path) or together:
-            continue
-        if folders is not None and not all(_is_folder(path / part) for part in folders):
+        parts = [path] if folders is None else [path / part for part in folders]
+        if name.startswith(".") or not all(map(_is_folder, parts)):
             continue
         other = groups.setdefault(patient_id(name), path)
         if other != path:
@@ -300,18 +290,22 @@ def _pairs(
     """The numbered pairs in one folder, and the files without a partner; what does not fit is added to ``faults``."""
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
-    places = [(folder, None)] if folders is None else [(folder / folders[0], images), (folder / folders[1], masks)]
-    for place_, kind in places:
-        for file in _names_in(place_):
-            path = place_ / file
-            if file.startswith(".") or path.suffix.lower() not in FORMATS:
-                continue
-            is_mask = kind is None and path.stem.lower().endswith(_MASK_SUFFIX)
-            name = path.stem[: -len(_MASK_SUFFIX)] if is_mask else path.stem
-            known = kind if kind is not None else masks if is_mask else images
-            other = known.setdefault(name, path)
-            if other != path:
-                faults.append(f"{shown(path)}: the same name as {shown(other.name)} but for the end; keep one of them")
+
+    def note(known: dict[str, Path], name: str, path: Path) -> None:
+        other = known.setdefault(name, path)
+        if other != path:
+            faults.append(f"{shown(path)}: the same name as {shown(other.name)} but for the end; keep one of them")
+
+    if folders is None:
+        for path in _pictures_in(folder):
+            if path.stem.lower().endswith(_MASK_SUFFIX):
+                note(masks, path.stem[: -len(_MASK_SUFFIX)], path)
+            else:
+                note(images, path.stem, path)
+    else:
+        for known, name in zip((images, masks), folders, strict=True):
+            for path in _pictures_in(folder / name):
+                note(known, path.stem, path)
     alone = [images[name] for name in sorted(images.keys() - masks.keys(), key=_natural)]
     alone += [masks[name] for name in sorted(masks.keys() - images.keys(), key=_natural)]
     names = sorted(images.keys() & masks.keys(), key=_natural)
@@ -320,6 +314,11 @@ def _pairs(
     if len(set(numbers)) < len(names):
         numbers = list(range(1, len(names) + 1))
     return [(number, images[name], masks[name]) for number, name in sorted(zip(numbers, names, strict=True))], alone
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    names = (name for name in _names_in(folder) if not name.startswith("."))
+    return [folder / name for name in names if Path(name).suffix.lower() in FORMATS]
 
 
 def _natural(name: str) -> list[str | int]:

@@ -417,7 +417,7 @@ def _(place):
 @case("14 too few patients")
 def _(place):
     write_patients(place.folder / "data", patients=2)
-    return refused("--data", "data", words=("split by patient", "2 patients", "read more patients"))
+    return refused("--data", "data", words=("split: ", "need 3 groups", "found 2, read more"))
 
 
 @case("15 one image under two patients")
