@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
                 for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
                     mask = masks[..., k]
                     write_png(mask_path, 255 * mask.astype("uint8"), overwrite=False)
-                    tinted = overlay(display_image(image[::step, ::step]), mask[::step, ::step])
+                    tinted = overlay(display_image(image[::step, ::step], predictor.words), mask[::step, ::step])
                     write_png(overlay_path, tinted, overwrite=False)
                     print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
                 if step > 1:
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 
 #: An overlay is for eyes: a larger image's is reduced to at most so many pixels along a side.
-OVERLAY_SIDE = 8192
+OVERLAY_SIDE = 4096
 
 
 def results(file: Path, output: Path, channels: int) -> list[tuple[Path, Path]]:

@@ -286,7 +286,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: damaged checkpoint ({reason}), {DAMAGED}") from error
+        raise UserError(f"{path}: damaged checkpoint ({reason:.500}), {DAMAGED}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}), {DAMAGED}") from error
 

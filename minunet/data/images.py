@@ -87,6 +87,9 @@ class Kind(NamedTuple):
         return f"{colours.get(self.channels, f'{self.channels} channels')} of {self.bits} bits"
 
 
+RGB = Kind(channels=3, bits=8)
+
+
 def kind_of(image: np.ndarray) -> Kind:
     """The kind of an image, uint8 or uint16 (H, W, C).
 

@@ -27,10 +27,10 @@ from minunet.base.archive import sha256_of_arrays
 from minunet.base.backend import Device, to_device
 from minunet.base.durable import write_durably
 from minunet.base.errors import UserError
-from minunet.data.images import MAX_PIXELS, Kind, fitted, read_image, resize_image, shown
+from minunet.data.images import MAX_PIXELS, RGB, Kind, fitted, read_image, resize_image, shown
 from minunet.data.images import place as put
 from minunet.data.normalize import Normalization, VolumeStatistics
-from minunet.data.slices import SliceSet
+from minunet.data.slices import LGG, SliceSet, Words
 from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
@@ -64,14 +64,15 @@ class Predictor:
     normalization: Normalization
     image_size: int | None  # pixels: the side of the square that every image is resized to; None: it is not resized
     flip_average: bool  # predict each image and its mirror image, and average the two, as the run's test did
-    kind: Kind  # of the images that it was trained on
-    max_pixels: int  # of an image that is read
-    keep_ratio: bool  # a resized image keeps the ratio of its sides, and the rest of the square is padding
-    #: Builds an engine for so many images of a size (height, width) at a time.
-    make_engine: Callable[[int, tuple[int, int]], Engine]
+    engine: Engine | None = None  # the one that was built last; None: the plain path
     batch: int = BATCH  # images at a time
-    engine: Engine | None = None  # the one that was built last
-    window: tuple[int, int] | None = None  # the size that it was built for
+    kind: Kind = RGB  # of the images that it was trained on
+    words: Words = LGG  # what its data set calls things
+    keep_ratio: bool = True  # a resized image keeps the ratio of its sides, and the rest of the square is padding
+    max_pixels: int = MAX_PIXELS  # of an image that is read
+    #: Builds an engine for so many images of a size (height, width) at a time; None: there is none but the plain path.
+    make_engine: Callable[[int, tuple[int, int]], Engine] | None = None
+    window: tuple[int, int] | None = None  # the size that the engine was built for
 
     @classmethod
     def load(
@@ -105,9 +106,26 @@ class Predictor:
             return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
 
         kind = _kind(metadata, net.config["in_channels"])
-        predictor = cls(net, normalization, image_size, flip_average, kind, max_pixels, keep_ratio, make_engine, batch)
-        if image_size is not None:
-            predictor._engine_for((image_size, image_size)).freeze()
+        try:
+            words = Words.read(metadata.get("words"))
+        except ValueError as error:
+            raise UserError(
+                f"{shown(checkpoint)}: {error}, give a checkpoint that examples/train_lgg.py wrote"
+            ) from None
+        predictor = cls(
+            net,
+            normalization,
+            image_size,
+            flip_average,
+            batch=batch,
+            kind=kind,
+            words=words,
+            keep_ratio=keep_ratio,
+            max_pixels=max_pixels,
+            make_engine=make_engine,
+        )
+        if image_size is not None and (built := predictor._engine_for((image_size, image_size))) is not None:
+            built.freeze()
         return predictor
 
     def __enter__(self) -> Self:
@@ -119,9 +137,9 @@ class Predictor:
         if self.engine is not None:
             self.engine.close()
 
-    def _engine_for(self, window: tuple[int, int]) -> Engine:
+    def _engine_for(self, window: tuple[int, int]) -> Engine | None:
         """The engine for images of that size: the one there is, if it is for them."""
-        if self.engine is None or self.window != window:
+        if self.make_engine is not None and self.window != window:
             if self.engine is not None:
                 self.engine.close()
             self.engine, self.window = self.make_engine(self.batch, window), window

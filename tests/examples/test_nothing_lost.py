@@ -86,6 +86,7 @@ def judge(run, row, judge=loop._Run._judge):
     if run.progress.epoch == 1:
         run.progress.history = [{**row, "epoch": number} for number in range(1, 20_001)]
         run.progress.epoch, run.progress.finished = 20_000, False
+        run.optimizer.steps = run.ema.updates = 20_000 * run.steps_per_epoch
         os.kill(os.getpid(), signal.SIGTERM)  # after the first step of epoch 20,001
     return best
 loop._Run._judge = judge
