@@ -238,6 +238,8 @@ def list_folder(
     for name in [] if together else _names_in(root):
         path = root / name
         parts = [path] if folders is None else [path / part for part in folders]
+        if path.is_symlink() and not path.exists():
+            faults.append(f"{shown(path)}: a link that leads nowhere, mend or remove it")
         if name.startswith(".") or not all(map(_is_folder, parts)):
             continue
         other = groups.setdefault(patient_id(name), path)
@@ -251,6 +253,7 @@ def list_folder(
 
     pairs: list[Pair] = []
     unpaired: list[Path] = []
+    without: list[Path] = []  # groups' folders
     for group in sorted(groups):
         if patients is not None and group not in patients:
             continue
@@ -261,6 +264,8 @@ def list_folder(
             continue
         pairs += [Pair(group, *slice_) for slice_ in found]
         unpaired += alone
+        if not found and not alone:
+            without.append(groups[group])
     of_one_patient = _LGG_FOLDER.fullmatch(root.resolve().name) is not None
     if (together or folders is None) and not of_one_patient:
         own_faults: list[str] = []
@@ -277,6 +282,9 @@ def list_folder(
         if absent:
             raise UserError(f"{shown(root)}: no folder of patient {', '.join(absent[:FAULTS_SHOWN])}")
         pairs = [pair for pair in pairs if pair.patient in patients]
+    if pairs:  # else all of it is said below
+        what = "holds pictures, but no image and mask where they are expected; put that right or move it"
+        faults += [f"{shown(path)}: {what}" for path in without if _holds_pictures(path)]
     if not pairs and not faults:
         what = f"{shown(root)}: no data set, but the folder of one patient; expected the one that holds all of them"
         what = what if of_one_patient else _no_pairs(root, folders)
@@ -314,6 +322,11 @@ def _pairs(
     if len(set(numbers)) < len(names):
         numbers = list(range(1, len(names) + 1))
     return [(number, images[name], masks[name]) for number, name in sorted(zip(numbers, names, strict=True))], alone
+
+
+def _holds_pictures(folder: Path) -> bool:
+    below = (Path(name) for _, _, names in os.walk(folder) for name in names)
+    return any(path.suffix.lower() in FORMATS for path in itertools.islice(below, 10_000))
 
 
 def _pictures_in(folder: Path) -> list[Path]:

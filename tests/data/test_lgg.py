@@ -498,6 +498,23 @@ def test_where_nothing_pairs_it_is_said_what_lies_there(tmp_path):
     assert message == f"{tmp_path}: {found}label/2.png; expected equal names in two folders image and masks (--folders)"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+def test_a_group_that_would_vanish_is_a_fault(data):
+    """Its pictures lie one folder deeper; it is a link that leads nowhere. A folder of notes is nobody's group."""
+    deeper = data / "deeper_20010203" / "slices"
+    deeper.mkdir(parents=True)
+    (data / "notes").mkdir()
+    (data / "notes" / "read.me").touch()
+    Image.new("RGB", (4, 4)).save(deeper / "a_1.tif")
+    (data / "gone_20010203").symlink_to("nowhere")
+    found = lgg.list_folder(data).faults
+    assert found == [
+        f"{data / 'gone_20010203'}: a link that leads nowhere, mend or remove it",
+        f"{data / 'deeper_20010203'}: holds pictures, but no image and mask where they are expected; put that right or "
+        "move it",
+    ]
+
+
 def test_an_image_beside_the_folders_of_groups_is_not_passed_over(tmp_path):
     for name in ("anna/a", "loose"):
         write_image(tmp_path / f"{name}.png")
