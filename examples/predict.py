@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
                     write_png(overlay_path, tinted, overwrite=False)
                     print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
                 if step > 1:
-                    print(f"{shown(overlay_path)}: each {step}th pixel of each {step}th row")
+                    print(f"{shown(overlay_path)}: reduced, one pixel in {step} along each side")
 
 
 #: An overlay is for eyes: a larger image's is reduced to at most so many pixels along a side.
