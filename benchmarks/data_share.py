@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 from minunet import engines
 from minunet.base.environment import environment
-from minunet.data import lgg, phantom
+from minunet.data import phantom, reader
 from minunet.data.splits import split_by_patient
 from minunet.network.unet import UNet
 from minunet.training import loop
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
     begun = time.perf_counter()
     size = preset.image_size
-    slices = phantom.make(size=size, seed=0) if options.data is None else lgg.read_folder(options.data, size)
+    slices = phantom.make(size=size, seed=0) if options.data is None else reader.read_folder(options.data, size)
     loaded = time.perf_counter()
     parts = split_by_patient(slices.patients, 0)
     train, validation = slices.subset(parts.train), slices.subset(parts.validation)

@@ -18,7 +18,7 @@ import argparse
 import numpy as np
 
 from minunet.base.rng import Key
-from minunet.data import lgg, phantom
+from minunet.data import phantom, reader
 from minunet.data.augment import PRESETS, augment
 from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_slice
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", help="the folder kaggle_3m; left out: synthetic patients")
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels (default 96)")
     options = parser.parse_args()
-    slices = lgg.read_folder(options.data, options.size) if options.data else phantom.make(size=options.size)
+    slices = reader.read_folder(options.data, options.size) if options.data else phantom.make(size=options.size)
     print(f"{len(slices)} slices of {len(slices.patient_names())} patients, {options.size} x {options.size} pixels")
     for name in ("mild", "reference"):
         dice = unmoved_mask_dice(slices, name)

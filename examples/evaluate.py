@@ -1,90 +1,16 @@
-"""Score a trained network on images with masks, each at its own size.
+"""Score a trained network on images with masks: ``minunet evaluate`` from a clone, without the command.
 
     python examples/evaluate.py runs/small/best.npz kaggle_3m --output scores
-    python examples/evaluate.py runs/membranes/best.npz em --folders image label --invert-masks --output scores
 
-The images are prepared as the checkpoint says that the training's were; those of one group count as one volume. The
-folder receives metrics.json (all scores), per_image.csv (a line for each image), and the pictures of a run's test.
+All that it does stands in minunet/commands/evaluate.py.
 """
 
-import argparse
-import csv
-import io
+import shlex
 import sys
-from pathlib import Path
-from typing import get_args
 
-import numpy as np
-
-from minunet import engines
 from minunet.base import cli
-from minunet.base.durable import write_text
-from minunet.base.run_folder import run_folder
-from minunet.data import lgg, verify
-from minunet.data.images import shown
-from minunet.data.slices import SliceSet
-from minunet.results.prediction import Predictor
-from minunet.results.report import write_test
-from minunet.training import metrics
-from minunet.training.checkpoint import Weights
-
-
-def main(arguments: list[str]) -> None:
-    """Score what the command line names."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a best.npz or last.npz of a run")
-    parser.add_argument("data", metavar="DIR", help="a folder of images and masks, as for training")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the scores and pictures")
-    verify.add_folder_arguments(parser)
-    parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
-    cli.add_device_argument(parser)
-    engines.add_engine_arguments(parser)
-    options = parser.parse_args(arguments)
-
-    device = cli.announce_device(options.device)
-    slices = lgg.read_folder(options.data, None, **verify.folder_options(options))
-    print(verify.inspect(slices), flush=True)
-    with Predictor.load(
-        options.checkpoint,
-        weights=options.weights,
-        device=device,
-        engine=options.engine,
-        precision=options.precision,
-        max_batch=max(slices.patients.count(name) for name in slices.patient_names()),
-    ) as predictor:
-        probabilities = predict(predictor, slices)
-        normalization = predictor.normalization
-    with run_folder(options.output, resume=False) as folder:
-        print(write_test(folder, slices, probabilities, normalization, checkpoint=str(options.checkpoint)))
-        write_text(folder / "per_image.csv", per_image(slices, probabilities))
-        print(f"everything lies in {shown(folder)}: metrics.json, per_image.csv, per_patient.png, predictions.png")
-
-
-def predict(predictor: Predictor, slices: SliceSet) -> np.ndarray:
-    """The probabilities (S, H, W, 1) for ``slices``, which are as large as their files, one group after the other."""
-    found = np.zeros(slices.masks.shape, np.float32)
-    owners = np.array(slices.patients)
-    for group in slices.patient_names():
-        places = np.flatnonzero(owners == group)
-        files = [Path(slices.files[place]) for place in places]
-        for place, (_, image, tiles) in zip(places, predictor.volume(files, predictor.prepare(files)), strict=True):
-            whole = found[place, : image.shape[0], : image.shape[1]]
-            for part, p in tiles:
-                whole[part] = p
-    return found
-
-
-def per_image(slices: SliceSet, probabilities: np.ndarray) -> str:
-    """A table as CSV: each image with its group, its Dice, and how many pixels are marked and found."""
-    counts = metrics.count(probabilities > 0.5, slices.masks > 0, axis=(1, 2, 3))
-    dices = (f"{dice:.4f}" for dice in metrics.dice(counts))
-    names = map(shown, slices.files), map(shown, slices.patients)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["file", "group", "dice", "pixels_marked", "pixels_found"])
-    writer.writerows(zip(*names, dices, counts.tp + counts.fn, counts.tp + counts.fp, strict=True))
-    return table.getvalue()
-
+from minunet.commands.evaluate import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    program = shlex.join(["python", sys.argv[0]])
+    sys.exit(cli.run(lambda arguments: main(arguments, program)))

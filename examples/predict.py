@@ -1,106 +1,16 @@
-"""Find tumours on your own images with a trained network.
+"""Find tumours on your own images with a trained network: ``minunet predict`` from a clone, without the command.
 
     python examples/predict.py runs/quick/best.npz slice.png --output out
-    python examples/predict.py runs/best/best.npz kaggle_3m/TCGA_CS_4941_19960909 --output out
 
-For each image, of any size, the folder receives NAME_mask.png (255 where the network sees tumour, else 0) and
-NAME_overlay.png (the same as a tint and an outline on the FLAIR channel), both as large as the image. The images
-are prepared as the checkpoint says that the training's were; those of one folder count as one patient's volume.
+All that it does stands in minunet/commands/predict.py.
 """
 
-import argparse
-import os
+import shlex
 import sys
-from pathlib import Path
-from typing import get_args
 
-import numpy as np
-
-from minunet import engines
 from minunet.base import cli
-from minunet.base.errors import UserError
-from minunet.data.images import MAX_PIXELS, find_volumes, shown
-from minunet.results.plots import display_image, overlay
-from minunet.results.prediction import Predictor, write_png
-from minunet.training.checkpoint import Weights
-
-
-def main(arguments: list[str]) -> None:
-    """Predict what the command line names."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a best.npz or last.npz of a run")
-    parser.add_argument("images", nargs="+", help="images (TIFF, PNG, JPEG), or folders of images")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="where the masks go; nothing there is overwritten"
-    )
-    parser.add_argument(
-        "--max-pixels", type=cli.positive_int, default=MAX_PIXELS, help=f"of the largest image ({MAX_PIXELS})"
-    )
-    parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="tumour is what is more probable (0.5)")
-    parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
-    cli.add_device_argument(parser)
-    engines.add_engine_arguments(parser)
-    options = parser.parse_args(arguments)
-    engines.limit_cores(options.cores)
-
-    # Whatever can be wrong with the input is found before anything is written.
-    device, output = cli.announce_device(options.device), Path(options.output)
-    volumes = find_volumes(options.images)
-    with Predictor.load(
-        options.checkpoint,
-        weights=options.weights,
-        device=device,
-        engine=options.engine,
-        precision=options.precision,
-        max_batch=max(map(len, volumes)),
-        max_pixels=options.max_pixels,
-    ) as predictor:
-        channels = predictor.net.config["out_channels"]
-        check_results(volumes, output, channels)
-        prepared = [predictor.prepare(files) for files in volumes]
-
-        said = None
-        for files, of_volume in zip(volumes, prepared, strict=True):
-            for file, image, tiles in predictor.volume(files, of_volume):
-                if predictor.engine is not None and predictor.engine.reason not in (None, said):
-                    said = predictor.engine.reason
-                    print(f"engine: {predictor.engine.description}")
-                masks = np.empty((*image.shape[:2], channels), bool)
-                for place, probabilities in tiles:
-                    masks[place] = probabilities > options.threshold
-                output.mkdir(parents=True, exist_ok=True)
-                step = -(-max(masks.shape) // OVERLAY_SIDE)
-                for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
-                    mask = masks[..., k]
-                    write_png(mask_path, 255 * mask.astype("uint8"), overwrite=False)
-                    tinted = overlay(display_image(image[::step, ::step], predictor.words), mask[::step, ::step])
-                    write_png(overlay_path, tinted, overwrite=False)
-                    print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
-                if step > 1:
-                    print(f"{shown(overlay_path)}: reduced, one pixel in {step} along each side")
-
-
-#: An overlay is for eyes: a larger image's is reduced to at most so many pixels along a side.
-OVERLAY_SIDE = 4096
-
-
-def results(file: Path, output: Path, channels: int) -> list[tuple[Path, Path]]:
-    """Where mask and overlay of an image go, for each of the network's output channels (numbered, if several)."""
-    numbers = [""] if channels == 1 else [str(k + 1) for k in range(channels)]
-    return [(output / f"{file.stem}_mask{n}.png", output / f"{file.stem}_overlay{n}.png") for n in numbers]
-
-
-def check_results(volumes: list[list[Path]], output: Path, channels: int) -> None:
-    """Raise UserError if two images would have one result, or a result is there already: it may be somebody's work."""
-    owners: dict[Path, Path] = {}
-    for file in (file for files in volumes for file in files):
-        for path in (path for pair in results(file, output, channels) for path in pair):
-            if path in owners:
-                raise UserError(f"{shown(file)}: named like {shown(owners[path])}, predict them into two folders")
-            if os.path.lexists(path):  # a link that leads nowhere, too
-                raise UserError(f"{shown(path)}: is there already, choose another folder as --output")
-            owners[path] = file
-
+from minunet.commands.predict import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    program = shlex.join(["python", sys.argv[0]])
+    sys.exit(cli.run(lambda arguments: main(arguments, program)))

@@ -51,6 +51,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minunet import ops
+from minunet.base import cli
 from minunet.base.backend import Array, array_module
 from minunet.base.choices import check_choice
 from minunet.base.rng import Key
@@ -509,8 +510,11 @@ def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
     }
 
 
-def main() -> int:
-    """Print the table; 0 if every gradient is right, 1 if not."""
+def main(arguments: list[str], program: str = "python -m minunet.gradcheck") -> None:
+    """Print the table. Leaves with exit code 1 if a gradient is wrong; ``program`` is how the command line begins."""
+    cli.Parser(
+        prog=program, description="Check every gradient of minunet against two other ways of differentiating."
+    ).parse_args(arguments)
     start = time.perf_counter()
     print("Gradients of the backward passes against derivatives of the forward passes, in float64.")
     print("Error: largest difference / largest gradient. The networks train: batch norm on the batch, dropout on.\n")
@@ -532,8 +536,9 @@ def main() -> int:
     for report in failed:
         print(f"\n{report}")
     print("wrong" if failed else f"all right, in {time.perf_counter() - start:.1f} s")
-    return 1 if failed else 0
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -303,11 +303,9 @@ class _Walk:
         return rows_seen[place] + self.period * periods
 
 
-def main(arguments: list[str]) -> None:
-    """Print the summary of the U-Net that the flags describe."""
-    parser = cli.Parser(
-        prog="python -m minunet.summary", description="What a U-Net is made of, layer by layer, and what it costs."
-    )
+def main(arguments: list[str], program: str = "python -m minunet.summary") -> None:
+    """Print the summary of the U-Net that the flags describe; ``program`` is how the command line begins."""
+    parser = cli.Parser(prog=program, description="What a U-Net is made of, layer by layer, and what it costs.")
     parser.add_argument(
         "--widths", type=_widths, default=(64, 128, 256, 512, 1024), help="channels of each level, from the top"
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import minunet
 from minunet import gradcheck, ops
+from minunet.base import cli
 from minunet.base.rng import Key
 from minunet.gradcheck import TOGETHER, central_difference, check_layer, check_net, check_op, complex_step, everything
 from minunet.network.layers import BatchNorm2d, Conv2d
@@ -562,7 +563,7 @@ def test_command_fails_and_says_what_is_wrong(monkeypatch, capsys, wrong):
         return gradcheck.METHODS[method](cubes, inputs, gradients, title="cubes")
 
     monkeypatch.setattr(gradcheck, "everything", lambda: {"op": {"cubes of two": check, "and again": check}})
-    assert gradcheck.main() == (1 if wrong else 0)
+    assert cli.run(gradcheck.main, []) == (1 if wrong else 0)
     printed = capsys.readouterr().out
     assert ("WRONG" in printed) == (wrong is not None)
     assert printed.count("cubes: error 5.0e-01") == (2 if wrong else 0)

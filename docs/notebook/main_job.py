@@ -73,7 +73,7 @@ from minunet import AdamW, UNet, engines
 from minunet.base.backend import to_device, to_numpy
 from minunet.base.rng import Key
 from minunet.base.run_folder import next_free_folder
-from minunet.data import lgg, phantom
+from minunet.data import phantom, reader
 from minunet.data.augment import augment
 from minunet.data.batches import prepare_batch
 from minunet.data.splits import split_by_patient
@@ -110,7 +110,7 @@ def show(picture):
 # %%
 preset = PRESETS[PRESET]
 size = IMAGE_SIZE or preset.image_size
-slices = phantom.make(PATIENTS, size) if DATA is None else lgg.read_folder(DATA, size)
+slices = phantom.make(PATIENTS, size) if DATA is None else reader.read_folder(DATA, size)
 train, validation, test = (slices.subset(places) for places in split_by_patient(slices.patients))
 for name, part in {"to train": train, "to validate": validation, "to test": test}.items():
     print(f"{name:12} {len(part.patient_names()):3} patients, {len(part):4} slices")

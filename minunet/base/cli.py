@@ -1,6 +1,6 @@
 """What the command lines share: flags and their checks, errors for people, exit codes.
 
-An example has this shape::
+A command has this shape::
 
     def main(arguments: list[str]) -> None:
         parser = cli.Parser(description="Train a U-Net.")
@@ -146,8 +146,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("allow_abbrev", False)
-        super().__init__(**options)
+        keeps_lines = argparse.RawDescriptionHelpFormatter  # of the description: it shows commands
+        super().__init__(**{"allow_abbrev": False, "formatter_class": keeps_lines, **options})
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from minunet.base.durable import open_regular, write_durably
 from minunet.base.errors import UserError
 from minunet.data.images import shown
-from minunet.data.lgg import THREADS, Listing
+from minunet.data.reader import THREADS, Listing
 
 #: SHA-256 in hexadecimal by the file's path in the data folder; None for a file that cannot be read.
 Digests = dict[str, str | None]

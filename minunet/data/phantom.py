@@ -72,7 +72,7 @@ def make(patients: int = 24, size: int = 96, seed: int = 0) -> SliceSet:
 
 
 def write_kaggle(folder: str | os.PathLike[str], slices: SliceSet) -> None:
-    """Writes ``slices`` as the Kaggle data lie on disk, so that ``lgg.read_folder`` reads the same arrays back.
+    """Writes ``slices`` as the Kaggle data lie on disk, so that ``reader.read_folder`` reads the same arrays back.
 
     Makes ``<folder>/<patient>_20260101/<patient>_20260101_<number>.tif``, uncompressed RGB, and beside it the
     ``_mask.tif``, grey, 0 and 255.

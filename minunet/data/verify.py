@@ -29,10 +29,10 @@ import numpy as np
 from minunet.base import cli
 from minunet.base.durable import json_text
 from minunet.base.errors import UserError
-from minunet.data import lgg
+from minunet.data import reader
 from minunet.data.images import shown
-from minunet.data.lgg import FAULTS_SHOWN, THREADS
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
+from minunet.data.reader import FAULTS_SHOWN, THREADS
 from minunet.data.slices import SliceSet, Words
 
 NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
@@ -152,21 +152,21 @@ def inspect_folder(
     allow_missing  an image without a mask and a mask without an image are worth a warning, and are no faults
     manifest       to compare the files with
 
-    The others as ``lgg.read_folder`` takes them.
+    The others as ``reader.read_folder`` takes them.
 
     Raises UserError if the folder cannot be listed or the manifest cannot be read.
     """
     expected = None if manifest is None else read_manifest(manifest)
-    listing = lgg.list_folder(folder, folders=folders)
+    listing = reader.list_folder(folder, folders=folders)
     facts: list[SliceFacts | None] = [None] * len(listing.pairs)
 
     def note(index: int, image: np.ndarray, mask: np.ndarray) -> None:
         pair = listing.pairs[index]
         facts[index] = slice_facts(pair.patient, pair.number, str(pair.image), image, mask)
 
-    faults = listing.faults + lgg.read_pairs(listing, note, invert_masks=invert_masks)
+    faults = listing.faults + reader.read_pairs(listing, note, invert_masks=invert_masks)
     if not allow_missing:
-        faults += lgg.missing_partners(listing)
+        faults += reader.missing_partners(listing)
     if expected is not None:
         faults += differences(expected, digests(listing))
     warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
@@ -349,7 +349,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def folder_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``lgg.read_folder`` and :func:`inspect_folder` that these flags are."""
+    """The arguments of ``reader.read_folder`` and :func:`inspect_folder` that these flags are."""
     return {
         "folders": options.folders,
         "invert_masks": bool(options.invert_masks),
@@ -358,9 +358,9 @@ def folder_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Verify the folder that the command line names."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str], program: str = "python -m minunet.data.verify") -> None:
+    """Verify the folder that the command line names; ``program`` is how it begins."""
+    parser = cli.Parser(prog=program, description=(__doc__ or "").replace("python -m minunet.data.verify", program))
     parser.add_argument("folder", metavar="DIR", help="the folder kaggle_3m, or one of your own (docs/your_data.md)")
     add_folder_arguments(parser)
     group = parser.add_mutually_exclusive_group()
@@ -381,7 +381,7 @@ def main(arguments: list[str]) -> None:
     if report.faults:
         raise UserError(f"{shown(folder)}: {len(report.faults)} faults, listed above; the first: {report.faults[0]}")
     if options.write_manifest is not None:
-        write_manifest(options.write_manifest, digests(lgg.list_folder(folder, folders=options.folders)))
+        write_manifest(options.write_manifest, digests(reader.list_folder(folder, folders=options.folders)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Exit code 0: right. 1: not yet; what was expected, what came, and the likely cau
 file, or the file does not run: one line.
 """
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -24,19 +23,18 @@ LABS = ("shifted", "astray", "deaf", "smeared", "negative", "company", "timid", 
 STARTERS = Path(__file__).with_name("starters")
 
 
-def main(arguments: list[str]) -> None:
-    """Do what the command line says."""
+def main(arguments: list[str], program: str = "python -m minunet.exercises") -> None:
+    """Do what the command line says; ``program`` is how it begins."""
     if arguments[:1] == ["start"]:
-        parser = cli.Parser(prog="python -m minunet.exercises start", description="Write the file to begin with.")
+        parser = cli.Parser(prog=f"{program} start", description="Write the file to begin with.")
         parser.add_argument("name", metavar="NAME", help="the exercise")
         parser.add_argument("--to", type=Path, metavar="FILE", help="where to (default: NAME.py)")
         options = parser.parse_args(arguments[1:])
         start(find(options.name), options.to)
         return
 
-    parser = cli.Parser(
-        prog="python -m minunet.exercises", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    description = (__doc__ or "").replace("python -m minunet.exercises", program)
+    parser = cli.Parser(prog=program, description=description)
     parser.add_argument("name", metavar="NAME", nargs="?", help="the exercise; left out: the list of all")
     parser.add_argument("file", metavar="FILE", nargs="?", type=Path, help="the solution (default: NAME.py)")
     parser.add_argument("--hint", type=cli.integer(1, 3), metavar="1..3", help="print a hint")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minunet.base.errors import UserError
-from minunet.data import lgg, phantom
+from minunet.data import phantom, reader
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
 from tests.command_line import tree
@@ -126,7 +126,7 @@ def test_written_in_the_kaggle_layout_the_same_reader_reads_it_back(tmp_path):
     with Image.open(f"{path}.tif") as image, Image.open(f"{path}_mask.tif") as mask:
         assert (image.format, image.mode, image.info["compression"]) == ("TIFF", "RGB", "raw")
         assert (mask.format, mask.mode, mask.info["compression"]) == ("TIFF", "L", "raw")
-    back = lgg.read_folder(tmp_path, size=32)
+    back = reader.read_folder(tmp_path, size=32)
     np.testing.assert_array_equal(back.images, slices.images)
     np.testing.assert_array_equal(back.masks, slices.masks)
     assert (back.patients, back.numbers) == (slices.patients, slices.numbers)

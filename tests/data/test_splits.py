@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minunet.data.lgg import list_folder
+from minunet.data.reader import list_folder
 from minunet.data.splits import _dealt, fold_of, split_by_file, split_by_patient, split_by_slice
 from tests.data.cases import refusal
 

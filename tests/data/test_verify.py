@@ -17,9 +17,9 @@ from PIL import Image
 
 from minunet.base import cli, durable
 from minunet.base.errors import UserError
-from minunet.data import lgg, manifest, phantom, verify
+from minunet.data import manifest, phantom, reader, verify
 from minunet.data.slices import LGG, SliceSet, Words
-from tests.data import test_lgg
+from tests.data import test_reader
 from tests.data.cases import refusal, tiff_by_hand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def write_pair(folder, stem, number, *, size=(8, 8), seed=0, mask=None):
     if mask is None:
         mask = np.random.default_rng([seed, number]).choice(np.array([255] + 7 * [0], np.uint8), size)
         mask[0, 0] = 255
-    test_lgg.write_pair(folder, stem, number, size=size, seed=seed, mask=mask)
+    test_reader.write_pair(folder, stem, number, size=size, seed=seed, mask=mask)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def warnings_of(report):
 def test_the_figures_are_those_of_the_files(data):
     write_pair(data / "dora", "dora", 1, size=(4, 6), mask=np.zeros((4, 6), np.uint8))
     report = verify.inspect_folder(data)
-    masks = {name: lgg.read_folder(data, 8, patients=[name]).masks for name in ("anna", "ben", "carl")}
+    masks = {name: reader.read_folder(data, 8, patients=[name]).masks for name in ("anna", "ben", "carl")}
     pixels = sum(int(mask.sum()) for mask in masks.values())
     assert (report.patients, report.slices) == (4, 10)
     assert report.sizes == {"8 x 8": 9, "6 x 4": 1}
@@ -100,7 +100,7 @@ def test_what_has_been_read_gives_the_same_report_as_the_files(data):
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(data / "carl" / "carl_1.tif")
     (data / "carl" / "carl_3_mask.tif").unlink()
     of_files = verify.inspect_folder(data, allow_missing=True)
-    of_slices = verify.inspect(lgg.read_folder(data, 8, allow_missing=True))
+    of_slices = verify.inspect(reader.read_folder(data, 8, allow_missing=True))
     assert len(warnings_of(of_files)) == 4
     assert warnings_of(of_files) == warnings_of(of_slices)
     assert dataclasses.replace(of_files, warnings=()) == dataclasses.replace(of_slices, warnings=())
@@ -171,7 +171,7 @@ def test_a_flat_folder_says_that_it_has_no_groups(tmp_path):
         "neighbouring slices of one stack belong in one group, see --split-file"
     )
     assert warnings_of(verify.inspect_folder(tmp_path)) == [expected]
-    assert warnings_of(verify.inspect(lgg.read_folder(tmp_path, 8))) == [expected]
+    assert warnings_of(verify.inspect(reader.read_folder(tmp_path, 8))) == [expected]
     (tmp_path / "group").mkdir()
     for path in tmp_path.glob("*.tif"):
         path.rename(tmp_path / "group" / path.name)
@@ -183,7 +183,7 @@ def test_padding_counts_for_nothing(tmp_path):
     mask[:2] = 255  # a half of the image, a quarter of its square
     for number in (1, 2, 3):
         write_pair(tmp_path / f"g{number}", "a", number, size=(4, 8), mask=mask)
-    report = verify.inspect(lgg.read_folder(tmp_path, 8))
+    report = verify.inspect(reader.read_folder(tmp_path, 8))
     assert report.tumour_share == 0.5
     assert report.sizes == {"8 x 4": 3}
 
@@ -294,7 +294,7 @@ def test_an_empty_folder_is_a_fault(tmp_path):
 
 
 def write(data, path):
-    manifest.write_manifest(path, manifest.digests(lgg.list_folder(data)))
+    manifest.write_manifest(path, manifest.digests(reader.list_folder(data)))
 
 
 def faults(data, path):
@@ -375,7 +375,7 @@ def test_a_manifest_and_an_image_that_become_pipes_when_they_are_opened(data, tm
         return opener(path, flags)
 
     monkeypatch.setattr(durable, "_open_without_waiting", open_late)
-    found = manifest.digests(lgg.list_folder(data))
+    found = manifest.digests(reader.list_folder(data))
     assert [name for name, digest in found.items() if digest is None] == ["anna/anna_1.tif"]
     with pytest.raises(UserError, match=r"m: cannot be read \(not a regular file\); write one with --write-manifest"):
         manifest.read_manifest(tmp_path / "m")
@@ -594,7 +594,7 @@ def test_the_real_commands_name_every_damage_and_write_nothing(tmp_path, start):
     result = run(*start, "data", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: data: {len(DAMAGE)} faults")
-    assert len(DAMAGE) <= lgg.FAULTS_SHOWN
+    assert len(DAMAGE) <= reader.FAULTS_SHOWN
     for case, (_, expected) in DAMAGE.items():
         named = rf"data/{case}/anna_1(_mask)?\.tif: [^;]*{re.escape(expected)}"
         assert re.search(named, result.stdout + result.stderr), case
@@ -680,7 +680,9 @@ def test_a_folder_of_the_phantom_through_the_real_command(tmp_path):
 
 @pytest.mark.skipif("MINUNET_LGG" not in os.environ, reason="MINUNET_LGG does not name a kaggle_3m folder")
 def test_lgg_mri():
-    slices = lgg.read_folder(os.environ["MINUNET_LGG"], 256, patients=["TCGA_DU_7013", "TCGA_DU_8165", "TCGA_CS_4941"])
+    slices = reader.read_folder(
+        os.environ["MINUNET_LGG"], 256, patients=["TCGA_DU_7013", "TCGA_DU_8165", "TCGA_CS_4941"]
+    )
     warnings = [str(remark).partition(";")[0] for remark in verify.inspect(slices).warnings]
     assert warnings == [
         "pre- and post-contrast are copies of FLAIR in 1 patient: TCGA_DU_7013",

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import sys
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minunet.commands import train, training_options
 from minunet.data.splits import fold_of
-from tests.command_line import BECOMES_A_PIPE, EXAMPLES, SMALL, progress, run, tree, weights, write_patients
+from tests.command_line import BECOMES_A_PIPE, SMALL, progress, run, tree, weights, write_patients
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders and signals as POSIX has them")
 
@@ -393,7 +393,7 @@ LITTLE_MEMORY = """
 import pathlib, resource
 import PIL.Image, matplotlib.pyplot, scipy.ndimage, tqdm
 from minunet import engines
-from minunet.data import lgg, phantom, verify
+from minunet.data import reader, phantom, verify
 from minunet.results import report
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 10**8, resource.RLIM_INFINITY))
@@ -419,14 +419,14 @@ def test_data_that_do_not_fit_are_said_before_and_when_memory_is_out(place, sour
 def test_data_are_in_memory_once(place, monkeypatch):
     """Reading and splitting take little more than the pixels."""
     monkeypatch.chdir(place)
-    example = runpy.run_path(str(EXAMPLES / "train_lgg.py"))
     for split in ("patient", "slice"):
-        options = example["parse"](["--data", "kaggle_3m", "--image-size", "128", "--split", split, "--output", "run"])
-        preset = example["choose_preset"](options, "cpu")
-        example["read_data"](options, preset)  # what is imported and cached then does not count
+        arguments = ["--data", "kaggle_3m", "--image-size", "128", "--split", split, "--output", "run"]
+        options = training_options.parse(arguments, "minunet train", "")
+        preset = training_options.choose_preset(options, "cpu")
+        train.read_data(options, preset)  # what is imported and cached then does not count
         tracemalloc.start()
         try:
-            parts = example["read_data"](options, preset)
+            parts = train.read_data(options, preset)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minunet.base import cli
 from minunet.base.errors import UserError
-from minunet.data import lgg, phantom
+from minunet.data import phantom, reader
 from minunet.data.normalize import Normalization
 from minunet.engines import memory
 from minunet.network.unet import UNet
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 def checkpoint(data, tmp_path_factory):
     """A checkpoint of a short run on those phantoms."""
     folder = tmp_path_factory.mktemp("run")
-    slices = lgg.read_folder(data, SIZE)
+    slices = reader.read_folder(data, SIZE)
     normalization = Normalization("volume")
     config = TrainingConfig(
         epochs=2, batch_size=8, images_per_epoch=32, lr=1e-2, batch_norm_momentum=0.5, ema_decay=0.9
@@ -85,7 +85,7 @@ def test_a_patients_folder_gives_what_training_would_predict(predict, checkpoint
     folder, out = patient_folder(data), tmp_path / "out"
     assert predict(checkpoint, folder, "--output", out, "--device", "cpu") == 0
 
-    slices = lgg.read_folder(data, SIZE)
+    slices = reader.read_folder(data, SIZE)
     mine = slices.subset([i for i, file in enumerate(slices.files) if Path(file).parent == folder])
     net, _ = load_net(checkpoint)
     probabilities = predict_slices(net, mine, Normalization("volume"))

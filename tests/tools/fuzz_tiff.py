@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from minunet.base.errors import UserError
-from minunet.data import lgg
+from minunet.data import reader
 from minunet.data.images import MAX_PIXELS, read_image, read_mask
 
 CPU_LIMIT = 5.0  # seconds of computing for a file: more counts as a hang
@@ -331,8 +331,8 @@ def serve(count: int, seed: int, start: int) -> None:
             return [
                 attempt(lambda: read_image(image), image),
                 attempt(lambda: read_mask(mask), mask),
-                attempt(lambda: lgg.read_folder(images, 8).images[0], image),
-                attempt(lambda: lgg.read_folder(masks, 8).masks[0, ..., 0], mask),
+                attempt(lambda: reader.read_folder(images, 8).images[0], image),
+                attempt(lambda: reader.read_folder(masks, 8).masks[0, ..., 0], mask),
             ]
 
         sound = {name: read(content) for name, content in sound_files().items()}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minunet.base.errors import UserError
-from minunet.data import images, lgg
+from minunet.data import images, reader
 from minunet.data.slices import LGG, Words
 from tests.data.cases import refusal, tiff_by_hand
 
@@ -50,7 +50,7 @@ def first_mask(data):
 
 
 def test_slices_are_read_pixel_for_pixel_by_number_and_patient(data):
-    slices = lgg.read_folder(data, size=8)
+    slices = reader.read_folder(data, size=8)
     assert slices.patients == ("TCGA_CS_1",) * 3 + ("TCGA_DU_2",) * 3
     assert slices.numbers == (2, 9, 10) * 2
     assert slices.files[0] == str(first_image(data))
@@ -67,26 +67,28 @@ def test_the_folder_may_hold_kaggle_3m(data, tmp_path_factory):
     data.rename(outer / "kaggle_3m")
     (outer / "lgg-mri-segmentation").mkdir()  # the Kaggle archive holds everything a second time under this name
     (outer / "kaggle_3m" / "data.csv").write_text("Patient\n")
-    assert len(lgg.read_folder(outer, size=8)) == 6
-    assert len(lgg.read_folder(str(outer / "kaggle_3m"), size=8)) == 6
+    assert len(reader.read_folder(outer, size=8)) == 6
+    assert len(reader.read_folder(str(outer / "kaggle_3m"), size=8)) == 6
 
 
 def test_limit_and_patients(data):
-    assert lgg.read_folder(data, size=8, limit=4).numbers == (2, 9, 10, 2)
-    assert lgg.read_folder(data, size=8, limit=100).numbers == (2, 9, 10) * 2
-    assert lgg.read_folder(data, size=8, patients=["TCGA_DU_2"]).patient_names() == ("TCGA_DU_2",)
-    assert "no folder of patient anna, ben" in refusal(lgg.read_folder, data, 8, patients=["ben", "TCGA_DU_2", "anna"])
+    assert reader.read_folder(data, size=8, limit=4).numbers == (2, 9, 10, 2)
+    assert reader.read_folder(data, size=8, limit=100).numbers == (2, 9, 10) * 2
+    assert reader.read_folder(data, size=8, patients=["TCGA_DU_2"]).patient_names() == ("TCGA_DU_2",)
+    assert "no folder of patient anna, ben" in refusal(
+        reader.read_folder, data, 8, patients=["ben", "TCGA_DU_2", "anna"]
+    )
 
 
 def test_names_of_people_with_spaces_letters_dashes_and_newlines(tmp_path):
     names = ("-rf", "anna & ben", "größe", "new\nline", "x" * 240)
     for name in names:
         write_pair(tmp_path / name, name, 1)
-    assert lgg.read_folder(tmp_path, size=8).patients == tuple(sorted(names))
+    assert reader.read_folder(tmp_path, size=8).patients == tuple(sorted(names))
 
 
 def test_a_path_too_long_for_the_system(data):
-    message = refusal(lgg.read_folder, data / ("x" * 300), 8)
+    message = refusal(reader.read_folder, data / ("x" * 300), 8)
     assert message.endswith(f"cannot be listed ({os.strerror(errno.ENAMETOOLONG)}); check its permissions")
 
 
@@ -94,11 +96,11 @@ def test_a_path_too_long_for_the_system(data):
 def test_names_that_are_no_text(tmp_path):
     name = os.fsdecode(b"ren\xe9")
     write_pair(tmp_path / name, name, 1)
-    slices = lgg.read_folder(tmp_path, size=8)
+    slices = reader.read_folder(tmp_path, size=8)
     assert slices.patients == (r"ren\udce9",)
     assert Path(slices.files[0]).exists()
     Path(slices.files[0]).write_bytes(b"broken")
-    assert r"ren\udce9_1.tif: cannot be read" in refusal(lgg.read_folder, tmp_path, 8)
+    assert r"ren\udce9_1.tif: cannot be read" in refusal(reader.read_folder, tmp_path, 8)
 
 
 def test_hidden_files_and_other_files_are_passed_over(data):
@@ -107,20 +109,20 @@ def test_hidden_files_and_other_files_are_passed_over(data):
     (data / ".cache").mkdir()
     (data / "README.md").write_text("read me")
     (data / "empty_patient").mkdir()
-    assert len(lgg.read_folder(data, size=8)) == 6
+    assert len(reader.read_folder(data, size=8)) == 6
 
 
 @pytest.mark.parametrize("values", [(0, 255), (0, 1), (0,), (1,), (255,)])
 def test_binary_masks_of_any_kind(tmp_path, values):
     mask = np.random.default_rng(0).choice(np.array(values, np.uint8), (8, 8))
     write_pair(tmp_path / "anna", "anna", 1, mask=mask)
-    np.testing.assert_array_equal(lgg.read_folder(tmp_path, size=8).masks[0, ..., 0], mask > 0)
+    np.testing.assert_array_equal(reader.read_folder(tmp_path, size=8).masks[0, ..., 0], mask > 0)
 
 
 def test_a_one_bit_mask(data):
     expected = np.random.default_rng(1).integers(0, 2, (8, 8)).astype(bool)
     Image.fromarray(expected).save(first_mask(data))
-    np.testing.assert_array_equal(lgg.read_folder(data, size=8).masks[0, ..., 0], expected)
+    np.testing.assert_array_equal(reader.read_folder(data, size=8).masks[0, ..., 0], expected)
 
 
 # ------------------------------------------------------------------------------------------ resizing
@@ -128,7 +130,7 @@ def test_a_one_bit_mask(data):
 
 def test_both_are_resized_on_reading(tmp_path):
     image, mask = write_pair(tmp_path / "anna", "anna", 1, size=(12, 12))
-    slices = lgg.read_folder(tmp_path, size=6)
+    slices = reader.read_folder(tmp_path, size=6)
     np.testing.assert_array_equal(slices.images[0], images.resize_image(image, 6, 6))
     np.testing.assert_array_equal(slices.masks[0, ..., 0], images.resize_mask(mask // 255, 6, 6))
     assert slices.extents is None
@@ -151,42 +153,42 @@ def test_both_are_resized_on_reading(tmp_path):
 def test_images_of_other_modes_are_refused(data, mode, expected):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).convert(mode).save(first_image(data))
     with pytest.raises(UserError, match=expected) as found:
-        lgg.read_folder(data, size=8)
+        reader.read_folder(data, size=8)
     assert str(found.value).startswith(str(first_image(data)))
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("RGB", "RGB"), ("P", "palette colours"), ("LA", "grey with")])
 def test_masks_of_several_channels_are_refused(data, mode, expected):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).convert("L").convert(mode).save(first_mask(data))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{first_mask(data)}: {expected}")
     assert "expected a mask of one channel" in message
 
 
 def test_a_mask_that_is_not_binary_lists_its_values(data):
     Image.fromarray(np.array([[0, 3, 255, 7]] * 4, np.uint8)).save(first_mask(data))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{first_mask(data)}: a mask with the values 0, 3, 7, 255; expected 0 and 255")
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(first_mask(data))
-    assert "the values 0, 1, 2, 3, 4, 5, 6, 7, ...;" in refusal(lgg.read_folder, data, 8)
+    assert "the values 0, 1, 2, 3, 4, 5, 6, 7, ...;" in refusal(reader.read_folder, data, 8)
 
 
 def test_sizes_that_differ_name_both_files(data):
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(first_mask(data))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{first_image(data)}: 8 x 8 pixels, but its mask {first_mask(data)} has 9 x 8 pixels")
 
 
 def test_slices_of_a_patient_that_differ_in_size(data):
     folder = first_image(data).parent
     write_pair(folder, folder.name, 9, size=(10, 10))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert "_9.tif: 10 x 10 pixels, but " in message
     assert "of the same patient has 8 x 8 pixels" in message
     # Another patient may have another size: all are resized to one.
     for number in (2, 10):
         write_pair(folder, folder.name, number, size=(10, 10))
-    assert lgg.read_folder(data, size=8).images.shape == (6, 8, 8, 3)
+    assert reader.read_folder(data, size=8).images.shape == (6, 8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_slices_of_a_patient_that_differ_in_size(data):
 )
 def test_other_content_under_the_name_of_a_tiff(data, content, expected):
     first_image(data).write_bytes(content)
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{first_image(data)}: cannot be read")
     assert expected in message
 
@@ -210,20 +212,20 @@ def test_a_file_cut_short_anywhere_is_named(data):
     whole = first_image(data).read_bytes()
     for length in range(0, len(whole), 7):
         first_image(data).write_bytes(whole[:length])
-        assert refusal(lgg.read_folder, data, 8, limit=1).startswith(str(first_image(data)))
+        assert refusal(reader.read_folder, data, 8, limit=1).startswith(str(first_image(data)))
 
 
 def test_several_pictures_in_one_file(data):
     pages = [Image.fromarray(np.zeros((8, 8, 3), np.uint8)) for _ in range(2)]
     pages[0].save(first_image(data), save_all=True, append_images=pages[1:])
-    assert "more than one picture in the file" in refusal(lgg.read_folder, data, 8)
+    assert "more than one picture in the file" in refusal(reader.read_folder, data, 8)
 
 
 @pytest.mark.parametrize("size", [(8193, 8192), (10000, 9500), (15000, 15000), (65535, 65535)])
 def test_a_header_that_claims_too_many_pixels_is_refused(data, size):
     # Above 89 million pixels Pillow itself warns, above 179 million it raises; the ceiling is below both.
     first_image(data).write_bytes(tiff_by_hand(*size, bits=8))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(str(first_image(data)))
     assert "the ceiling of 67108864" in message
 
@@ -231,16 +233,16 @@ def test_a_header_that_claims_too_many_pixels_is_refused(data, size):
 def test_a_file_larger_than_any_such_image_is_not_opened(data):
     with first_image(data).open("r+b") as file:
         file.truncate(6 * images.MAX_PIXELS + 1)  # holds no data: takes no room on the disk
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message == f"{first_image(data)}: 402653185 bytes, above the ceiling of 402653184; make it smaller"
 
 
 def test_a_header_larger_than_any_is_refused_before_it_is_read_to_its_end(data, monkeypatch):
     monkeypatch.setattr(images._Reader, "allowance", 100)
-    message = refusal(lgg.read_folder, data, 8, limit=1)
+    message = refusal(reader.read_folder, data, 8, limit=1)
     assert message.startswith(f"{data}: 2 faults: {first_image(data)}: a header of more than ")
     monkeypatch.setattr(images._Reader, "allowance", 10_000)
-    assert len(lgg.read_folder(data, size=8)) == 6
+    assert len(reader.read_folder(data, size=8)) == 6
 
 
 def test_damaged_compressed_files_leave_stderr_to_us(data, capfd):
@@ -251,7 +253,7 @@ def test_damaged_compressed_files_leave_stderr_to_us(data, capfd):
         content = bytearray(first_image(data).read_bytes())
         content[8:60] = bytes(52)  # libtiff puts the pixels first, and the directory last
         first_image(data).write_bytes(content)
-        assert "decoder error" in refusal(lgg.read_folder, data, 8)
+        assert "decoder error" in refusal(reader.read_folder, data, 8)
     picture.close()
     os.write(2, b"still there\n")
     assert capfd.readouterr().err == "still there\n"
@@ -262,7 +264,7 @@ def test_compressed_files_are_read_without_a_stderr(data):
         picture.load()
     picture.save(first_image(data), compression="tiff_lzw")
     # The first file that is opened then has the number of stderr.
-    script = "import sys; from minunet.data import lgg; print(len(lgg.read_folder(sys.argv[1], 8)))"
+    script = "import sys; from minunet.data import reader; print(len(reader.read_folder(sys.argv[1], 8)))"
     command = ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", script, str(data)]
     assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == "6\n"
 
@@ -270,7 +272,7 @@ def test_compressed_files_are_read_without_a_stderr(data):
 def test_a_pipe_under_the_name_of_a_tiff_does_not_hang(data):
     first_image(data).unlink()
     os.mkfifo(first_image(data))
-    assert refusal(lgg.read_folder, data, 8) == (
+    assert refusal(reader.read_folder, data, 8) == (
         f"{first_image(data)}: cannot be read (not a regular file); replace or remove it"
     )
 
@@ -283,7 +285,7 @@ def test_links_that_lead_nowhere_or_in_circles_or_to_a_device(data):
     ):
         first_image(data).unlink()
         first_image(data).symlink_to(target)
-        message = refusal(lgg.read_folder, data, 8)
+        message = refusal(reader.read_folder, data, 8)
         assert message.startswith(str(first_image(data)))
         assert expected in message
 
@@ -291,9 +293,9 @@ def test_links_that_lead_nowhere_or_in_circles_or_to_a_device(data):
 def test_a_warning_of_pillow_neither_shows_nor_hides_the_file(data):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        lgg.read_folder(data, size=8)
+        reader.read_folder(data, size=8)
         first_image(data).write_bytes(first_image(data).read_bytes()[:60])
-        refusal(lgg.read_folder, data, 8)
+        refusal(reader.read_folder, data, 8)
     assert not seen
 
 
@@ -304,11 +306,11 @@ def test_missing_partners_are_listed_or_left_out(data):
     first_mask(data).unlink()
     other = data / "TCGA_DU_2_20010203" / "TCGA_DU_2_20010203_10.tif"
     other.unlink()
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{data}: 2 faults: ")
     assert f"{first_image(data)}: no mask {first_mask(data).name} beside it" in message
     assert f"{other.with_name(other.stem + '_mask.tif')}: no image {other.name} beside it" in message
-    slices = lgg.read_folder(data, size=8, allow_missing=True)
+    slices = reader.read_folder(data, size=8, allow_missing=True)
     assert slices.numbers == (9, 10, 2, 9)
     assert slices.skipped == (str(first_image(data)), str(other.with_name(other.stem + "_mask.tif")))
 
@@ -317,16 +319,16 @@ def test_missing_partners_are_listed_or_left_out(data):
 def test_the_mask_of_another_name_is_not_taken_for_its_number(data, name):
     mask = first_mask(data)
     mask.rename(mask.with_name(name))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.startswith(f"{data}: 2 faults: {first_image(data)}: no mask {mask.name} beside it; ")
     assert f"{mask.with_name(name)}: no image {name.replace('_mask', '')} beside it; " in message
-    assert lgg.read_folder(data, size=8, allow_missing=True).numbers == (9, 10, 2, 9, 10)
+    assert reader.read_folder(data, size=8, allow_missing=True).numbers == (9, 10, 2, 9, 10)
 
 
 def test_the_endings_of_an_image_and_its_mask_may_differ(data):
     mask = first_mask(data)
     mask.rename(mask.with_name(f"{mask.stem[: -len('_mask')]}_MASK.TIFF"))
-    assert lgg.read_folder(data, size=8).numbers == (2, 9, 10) * 2
+    assert reader.read_folder(data, size=8).numbers == (2, 9, 10) * 2
 
 
 def test_all_faults_are_counted_and_twenty_shown(tmp_path):
@@ -334,7 +336,7 @@ def test_all_faults_are_counted_and_twenty_shown(tmp_path):
         write_pair(tmp_path / "anna", "anna", number)
         (tmp_path / "anna" / f"anna_{number}.tif").write_bytes(b"broken")
     (tmp_path / "anna" / "anna_7_mask.tif").unlink()
-    message = refusal(lgg.read_folder, tmp_path, 8)
+    message = refusal(reader.read_folder, tmp_path, 8)
     assert message.startswith(f"{tmp_path}: 30 faults: ")
     assert message.endswith("; and 10 more")
     assert message.count("anna/anna_") == 20
@@ -343,20 +345,20 @@ def test_all_faults_are_counted_and_twenty_shown(tmp_path):
 def test_image_and_mask_broken_are_two_faults(data):
     first_image(data).write_bytes(b"broken")
     first_mask(data).write_bytes(b"broken")
-    assert refusal(lgg.read_folder, data, 8).startswith(f"{data}: 2 faults: ")
+    assert refusal(reader.read_folder, data, 8).startswith(f"{data}: 2 faults: ")
 
 
 def test_a_folder_that_is_absent_a_file_or_empty(tmp_path):
-    assert refusal(lgg.read_folder, tmp_path / "absent", 8).startswith(f"{tmp_path / 'absent'}: no such folder")
+    assert refusal(reader.read_folder, tmp_path / "absent", 8).startswith(f"{tmp_path / 'absent'}: no such folder")
     (tmp_path / "file").write_text("")
-    assert refusal(lgg.read_folder, tmp_path / "file", 8).startswith(f"{tmp_path / 'file'}: not a folder")
+    assert refusal(reader.read_folder, tmp_path / "file", 8).startswith(f"{tmp_path / 'file'}: not a folder")
     (tmp_path / "empty").mkdir()
-    message = refusal(lgg.read_folder, tmp_path / "empty", 8)
+    message = refusal(reader.read_folder, tmp_path / "empty", 8)
     assert message.startswith(
         f"{tmp_path / 'empty'}: no pair of image and mask found in an empty folder; expected NAME"
     )
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    assert "cannot be listed" in refusal(lgg.read_folder, tmp_path / "circle", 8)
+    assert "cannot be listed" in refusal(reader.read_folder, tmp_path / "circle", 8)
 
 
 def test_a_patients_folder_that_cannot_be_listed(data, monkeypatch):
@@ -367,19 +369,19 @@ def test_a_patients_folder_that_cannot_be_listed(data, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     expected = f"{data / 'TCGA_DU_2_20010203'}: cannot be listed (Permission denied); check its permissions"
-    assert refusal(lgg.read_folder, data, 8) == expected
+    assert refusal(reader.read_folder, data, 8) == expected
 
 
 def test_two_folders_of_one_patient_would_leak(data):
     (data / "TCGA_CS_1_19970101").mkdir()
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert "TCGA_CS_1_19970101: the same patient as TCGA_CS_1_19960909" in message
 
 
 def test_where_two_names_have_one_number_the_slices_are_counted(data):
     folder = first_image(data).parent
     write_pair(folder, folder.name + "_0", 9)
-    slices = lgg.read_folder(data, size=8)
+    slices = reader.read_folder(data, size=8)
     assert slices.numbers == (1, 2, 3, 4, 2, 9, 10)
     assert [Path(file).stem.removeprefix(folder.name) for file in slices.files[:4]] == ["_0_9", "_2", "_9", "_10"]
 
@@ -387,20 +389,20 @@ def test_where_two_names_have_one_number_the_slices_are_counted(data):
 def test_one_name_with_two_endings(data):
     path = first_image(data)
     Image.open(path).save(path.with_suffix(".png"))
-    message = refusal(lgg.read_folder, data, 8)
+    message = refusal(reader.read_folder, data, 8)
     assert message.endswith(f"{path}: the same name as {path.stem}.png but for the end; keep one of them")
 
 
 def test_a_file_name_with_a_newline_stays_in_one_line(tmp_path):
     write_pair(tmp_path / "an\nna", "an\nna", 1)
     (tmp_path / "an\nna" / "an\nna_1.tif").write_bytes(b"broken")
-    assert r"an\nna_1.tif" in refusal(lgg.read_folder, tmp_path, 8)
+    assert r"an\nna_1.tif" in refusal(reader.read_folder, tmp_path, 8)
 
 
 @pytest.mark.parametrize("arguments", [{"size": 0}, {"size": 8, "limit": 0}])
 def test_arguments_out_of_range(data, arguments):
     with pytest.raises(ValueError, match="must be at least 1"):
-        lgg.read_folder(data, **arguments)
+        reader.read_folder(data, **arguments)
 
 
 # ------------------------------------------------------------------------------------------ data of one's own
@@ -431,11 +433,11 @@ def names_of(slices):
 def test_images_come_with_the_channels_and_bits_of_their_files(tmp_path, channels, deep):
     image = write_image(tmp_path / "a" / "x.png", channels=channels, deep=deep)
     mask = write_mask(tmp_path / "a" / "x_mask.png")
-    slices = lgg.read_folder(tmp_path, 6)
+    slices = reader.read_folder(tmp_path, 6)
     assert slices.images.dtype == image.dtype
     np.testing.assert_array_equal(slices.images[0], image)
     np.testing.assert_array_equal(slices.masks[0, ..., 0], mask)
-    inverted = lgg.read_folder(tmp_path, 6, invert_masks=True)
+    inverted = reader.read_folder(tmp_path, 6, invert_masks=True)
     np.testing.assert_array_equal(inverted.masks, 1 - slices.masks)
 
 
@@ -445,27 +447,27 @@ def test_images_of_one_set_are_of_one_kind(tmp_path):
         write_mask(tmp_path / f"{name}_mask.png")
     write_image(tmp_path / "a.png", channels=3)  # the first is the one that differs from most
     for size in (6, None):
-        message = refusal(lgg.read_folder, tmp_path, size)
+        message = refusal(reader.read_folder, tmp_path, size)
         other = f"{tmp_path / 'b.png'} has grey of 8 bits"
         assert message == f"{tmp_path / 'a.png'}: RGB of 8 bits, but {other}; make them alike"
     write_image(tmp_path / "a.png", deep=True)
-    assert "a.png: grey of 16 bits, but " in refusal(lgg.read_folder, tmp_path, 6)
+    assert "a.png: grey of 16 bits, but " in refusal(reader.read_folder, tmp_path, 6)
 
 
 def test_a_flat_folder_of_any_names(tmp_path):
     for name in ("img10.png", "img2.jpg", "img1.tif", "img1b.PNG"):
         write_image(tmp_path / name)
         write_mask(tmp_path / f"{Path(name).stem}_mask.png")
-    slices = lgg.read_folder(tmp_path, 6)
+    slices = reader.read_folder(tmp_path, 6)
     assert names_of(slices) == ["img1.tif", "img1b.PNG", "img2.jpg", "img10.png"]
     assert slices.patients == ("img1", "img1b", "img2", "img10")  # each a group of its own
     assert slices.numbers == (1, 2, 3, 4)
     assert slices.words == Words()
     (tmp_path / "img1b.PNG").unlink()
     (tmp_path / "img1b_mask.png").unlink()
-    assert lgg.read_folder(tmp_path, 6).numbers == (1, 2, 10)
-    assert lgg.read_folder(tmp_path, 6, patients=["img10"]).patients == ("img10",)
-    assert "no folder of patient anna" in refusal(lgg.read_folder, tmp_path, 6, patients=["anna"])
+    assert reader.read_folder(tmp_path, 6).numbers == (1, 2, 10)
+    assert reader.read_folder(tmp_path, 6, patients=["img10"]).patients == ("img10",)
+    assert "no folder of patient anna" in refusal(reader.read_folder, tmp_path, 6, patients=["anna"])
 
 
 @pytest.mark.parametrize("root", ["", "anna", "ben"])
@@ -474,13 +476,13 @@ def test_two_folders_given_by_name(tmp_path, root):
         write_image(tmp_path / root / "image" / f"{number}.png")
         write_mask(tmp_path / root / "the labels" / f"{number}.tif")
     write_image(tmp_path / root / "others" / "3.png")
-    slices = lgg.read_folder(tmp_path, 6, folders=("image", "the labels"))
+    slices = reader.read_folder(tmp_path, 6, folders=("image", "the labels"))
     assert names_of(slices) == ["0.png", "2.png", "10.png"]
     assert slices.numbers == (0, 2, 10)
     assert slices.patients == ((root,) * 3 if root else ("0", "2", "10"))
     (tmp_path / root / "the labels" / "2.tif").unlink()
     (tmp_path / root / "image" / "10.png").unlink()
-    message = refusal(lgg.read_folder, tmp_path, 6, folders=("image", "the labels"))
+    message = refusal(reader.read_folder, tmp_path, 6, folders=("image", "the labels"))
     assert "image/2.png: no mask 2 in the labels; add it" in message
     assert "the labels/10.tif: no image 10 in image; add it" in message
 
@@ -491,10 +493,10 @@ def test_where_nothing_pairs_it_is_said_what_lies_there(tmp_path):
         write_mask(tmp_path / "label" / f"{number}.png")
     (tmp_path / "README").touch()
     found = "no pair of image and mask found among 7 files (6 .png, 1 without ending), such as image/0.png and "
-    message = refusal(lgg.read_folder, tmp_path, 6)
+    message = refusal(reader.read_folder, tmp_path, 6)
     assert message.startswith(f"{tmp_path}: {found}label/2.png; expected NAME.png and NAME_mask.png ")
     assert "--folders IMAGES MASKS" in message
-    message = refusal(lgg.read_folder, tmp_path, 6, folders=("image", "masks"), allow_missing=True)
+    message = refusal(reader.read_folder, tmp_path, 6, folders=("image", "masks"), allow_missing=True)
     assert message == f"{tmp_path}: {found}label/2.png; expected equal names in two folders image and masks (--folders)"
 
 
@@ -507,7 +509,7 @@ def test_a_group_that_would_vanish_is_a_fault(data):
     (data / "notes" / "read.me").touch()
     Image.new("RGB", (4, 4)).save(deeper / "a_1.tif")
     (data / "gone_20010203").symlink_to("nowhere")
-    found = lgg.list_folder(data).faults
+    found = reader.list_folder(data).faults
     assert found == [
         f"{data / 'gone_20010203'}: a link that leads nowhere, mend or remove it",
         f"{data / 'deeper_20010203'}: holds pictures, but no image and mask where they are expected; put that right or "
@@ -519,7 +521,7 @@ def test_an_image_beside_the_folders_of_groups_is_not_passed_over(tmp_path):
     for name in ("anna/a", "loose"):
         write_image(tmp_path / f"{name}.png")
         write_mask(tmp_path / f"{name}_mask.png")
-    message = refusal(lgg.read_folder, tmp_path, 6)
+    message = refusal(reader.read_folder, tmp_path, 6)
     assert message == (
         f"{tmp_path / 'loose.png'}: an image with its mask beside the folders of groups; "
         "move it into the folder of its group"
@@ -532,8 +534,8 @@ def test_an_image_beside_the_folders_of_groups_is_not_passed_over(tmp_path):
 )
 def test_a_data_set_has_its_own_words(tmp_path, folder, words):
     write_pair(tmp_path / folder, "a", 1)
-    assert lgg.read_folder(tmp_path, 8).words == words
-    assert lgg.read_folder(tmp_path, 8, target_name="road").words == dataclasses.replace(words, target="road")
+    assert reader.read_folder(tmp_path, 8).words == words
+    assert reader.read_folder(tmp_path, 8, target_name="road").words == dataclasses.replace(words, target="road")
 
 
 def test_images_of_several_sizes_keep_their_ratio(tmp_path):
@@ -541,7 +543,7 @@ def test_images_of_several_sizes_keep_their_ratio(tmp_path):
     for name, size in sizes.items():
         write_image(tmp_path / "g" / f"{name}.png", size, channels=3)
         write_mask(tmp_path / "g" / f"{name}_mask.png", size)
-    slices = lgg.read_folder(tmp_path, 12)
+    slices = reader.read_folder(tmp_path, 12)
     assert slices.extents.tolist() == [[6, 12], [12, 12], [12, 4]]
     for i, (name, size) in enumerate(sizes.items()):
         rows, columns = slices.extents[i]
@@ -563,7 +565,7 @@ def test_images_at_their_own_size(tmp_path):
     for name, size in sizes.items():
         write_image(tmp_path / f"{name}.png", size, deep=True)
         write_mask(tmp_path / f"{name}_mask.png", size)
-    slices = lgg.read_folder(tmp_path, None)
+    slices = reader.read_folder(tmp_path, None)
     assert slices.images.shape == (2, 11, 12, 1)
     assert slices.images.dtype == np.uint16
     assert slices.extents.tolist() == [[6, 12], [11, 5]]
@@ -572,7 +574,7 @@ def test_images_at_their_own_size(tmp_path):
         np.testing.assert_array_equal(slices.images[i][own], images.read_image(tmp_path / f"{name}.png"))
         np.testing.assert_array_equal(slices.masks[i][own][..., 0], images.read_mask(tmp_path / f"{name}_mask.png"))
     (tmp_path / "b.png").write_bytes(b"broken")
-    assert "b.png: cannot be read" in refusal(lgg.read_folder, tmp_path, None)
+    assert "b.png: cannot be read" in refusal(reader.read_folder, tmp_path, None)
 
 
 # ------------------------------------------------------------------------------------------ the real data
@@ -582,7 +584,7 @@ def test_images_at_their_own_size(tmp_path):
 def test_lgg_mri():
     folder = os.environ["MINUNET_LGG"]
     names = ["TCGA_CS_4941", "TCGA_DU_5849"]
-    slices = lgg.read_folder(folder, size=256, patients=names)
+    slices = reader.read_folder(folder, size=256, patients=names)
     assert slices.patient_names() == tuple(names)
     assert slices.numbers == tuple(range(1, 24)) + tuple(range(1, len(slices) - 22))
     assert 0.001 < slices.masks.mean() < 0.05
