@@ -11,6 +11,7 @@ Three floors. You can stop at any of them and have seen something whole. Read th
 - ``minunet.base``, underneath: arrays on a device, random numbers, files, errors, command lines; it knows no network.
 - ``minunet.engines``, the speed: the same step on the cores of a processor and on a GPU. Nobody has to read them.
 - ``minunet.results``, what people look at: pictures, the report of a run, masks for new images.
+- ``minunet.commands``, the command line: ``minunet train`` and its siblings put the rooms together.
 - ``minunet.exercises``, for practice: backward passes to write, planted bugs to find.
 
 docs/tour.md walks through the same rooms file by file.

@@ -46,7 +46,7 @@ def test_the_list_of_commands(tmp_path):
 def test_the_installed_command_is_the_module(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minunet", "summary", "--widths", "2,3", "--size", "8"])
     assert commands.run() == 0
-    assert "UNet" in capsys.readouterr().out
+    assert "batch of 1, images of 8 x 8 x 3" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minunet", "--version"])
     assert commands.run() == 0
     assert capsys.readouterr().out == f"minunet {minunet.__version__}\n"

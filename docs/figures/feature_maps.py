@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from docs.figures import style, trained
 from minunet import UNet
 from minunet.data.normalize import apply
-from minunet.results.plots import ACTUAL, display_image
+from minunet.results.overlays import ACTUAL, display_image
 
 CHANNELS = 6
 

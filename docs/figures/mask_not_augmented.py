@@ -20,7 +20,7 @@ from minunet.base import rng
 from minunet.data import phantom
 from minunet.data.augment import PRESETS as AUGMENTATIONS
 from minunet.data.batches import prepare_batch
-from minunet.results.plots import ACTUAL, display_image, overlay
+from minunet.results.overlays import ACTUAL, display_image, overlay
 from minunet.training.config import TrainingConfig
 from minunet.training.loop import TrainingData, fit
 from minunet.training.step import Engine

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from docs.figures import style, trained
 from minunet.data.slices import SliceSet
-from minunet.results.plots import ACTUAL, display_image, outline
+from minunet.results.overlays import ACTUAL, display_image, outline
 from minunet.training import metrics
 from minunet.training.evaluation import predict_slices
 

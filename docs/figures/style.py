@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
-from minunet.results.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from minunet.results.overlays import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "RC", "SIGNED", "SKY", "VERMILION", "YELLOW"]
 

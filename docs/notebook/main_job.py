@@ -78,7 +78,8 @@ from minunet.data.augment import augment
 from minunet.data.batches import prepare_batch
 from minunet.data.splits import split_by_patient
 from minunet.network.layers import map_arrays
-from minunet.results.plots import ACTUAL, display_image, overlay, plot_samples
+from minunet.results.overlays import ACTUAL, display_image, overlay
+from minunet.results.plots import plot_samples
 from minunet.results.prediction import write_png
 from minunet.results.report import write_curves, write_test
 from minunet.summary import summary

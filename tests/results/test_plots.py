@@ -15,7 +15,7 @@ from PIL import Image
 
 from minunet.base.errors import UserError
 from minunet.data.slices import LGG, Words
-from minunet.results import plots
+from minunet.results import overlays, plots
 
 RNG_SEED = 7
 
@@ -83,7 +83,7 @@ def assert_png(path, figure: Figure) -> None:
 def test_display_image_shows_the_flair_channel_in_grey():
     flair = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = np.stack([flair[::-1], flair, 255 - flair], axis=-1)
-    shown = plots.display_image(image)
+    shown = overlays.display_image(image)
     assert shown.dtype == np.uint8
     assert shown.shape == (16, 16, 3)
     assert (shown[..., 0] == shown[..., 1]).all()
@@ -96,17 +96,17 @@ def test_display_image_shows_the_flair_channel_in_grey():
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_display_image_shows_colours_as_colours_and_any_other_number_of_channels_by_the_first(kind):
     image = np.random.default_rng(4).integers(0, np.iinfo(kind).max, (2, 9, 9, 4), dtype=kind)
-    colours = plots.display_image(image[..., :3], Words())
+    colours = overlays.display_image(image[..., :3], Words())
     for channel in range(3):  # all three are stretched alike, so that a colour stays what it is
         low, high = np.percentile(image[0, ..., :3], (1, 99.5))
         expected = np.clip((image[0, ..., channel] - low) / (high - low), 0, 1) * 255
         assert np.abs(colours[0, ..., channel] - expected).max() <= 0.51
     for channels in (1, 2, 4):
         for words in (Words(), LGG):
-            grey = plots.display_image(image[..., :channels], words)
-            assert (grey == plots.display_image(image[..., :1], Words())).all()
+            grey = overlays.display_image(image[..., :channels], words)
+            assert (grey == overlays.display_image(image[..., :1], Words())).all()
             assert (grey[..., 0] == grey[..., 2]).all()
-    assert not (plots.display_image(image[..., :3], LGG) == colours).all()
+    assert not (overlays.display_image(image[..., :3], LGG) == colours).all()
 
 
 def test_display_image_stretches_each_picture_by_itself_whatever_the_dtype():
@@ -114,8 +114,8 @@ def test_display_image_stretches_each_picture_by_itself_whatever_the_dtype():
     image = rng.integers(20, 90, (2, 8, 8, 1), dtype=np.uint8)
     normalised = (image.astype(np.float32) - 40) / 7
     normalised[1] *= 3
-    assert np.abs(plots.display_image(image).astype(int) - plots.display_image(normalised)).max() <= 1
-    assert not plots.display_image(np.full((4, 4, 1), 200, np.uint8)).any()
+    assert np.abs(overlays.display_image(image).astype(int) - overlays.display_image(normalised)).max() <= 1
+    assert not overlays.display_image(np.full((4, 4, 1), 200, np.uint8)).any()
 
 
 def test_outline_is_the_inner_border():
@@ -123,8 +123,8 @@ def test_outline_is_the_inner_border():
     mask[1:5, 2:6] = 1
     expected = mask.copy()
     expected[2:4, 3:5] = 0
-    assert (plots.outline(mask) == expected).all()
-    assert not plots.outline(np.zeros((3, 3))).any()
+    assert (overlays.outline(mask) == expected).all()
+    assert not overlays.outline(np.zeros((3, 3))).any()
 
 
 def test_overlay_colours_the_mask_and_nothing_else():
@@ -133,10 +133,10 @@ def test_overlay_colours_the_mask_and_nothing_else():
     before = picture.copy()
     mask = np.zeros((8, 8), np.uint8)
     mask[2:6, 2:6] = 1
-    shown = plots.overlay(picture, mask, "#FF0080", opacity=0.5)
+    shown = overlays.overlay(picture, mask, "#FF0080", opacity=0.5)
     assert (picture == before).all()
     assert (shown[mask == 0] == picture[mask == 0]).all()
-    assert (shown[plots.outline(mask)] == (255, 0, 128)).all()
+    assert (shown[overlays.outline(mask)] == (255, 0, 128)).all()
     inside = (picture[3, 3] + np.array([255, 0, 128])) / 2
     assert np.abs(shown[3, 3] - inside).max() <= 0.5
 
@@ -144,9 +144,9 @@ def test_overlay_colours_the_mask_and_nothing_else():
 def test_difference_tells_the_three_kinds_of_pixel_apart():
     picture = np.full((1, 4, 3), 100, np.uint8)
     target, predicted = np.array([[1, 0, 1, 0]]), np.array([[1, 1, 0, 0]])
-    shown = plots.difference(picture, target, predicted)[0].astype(int)
-    for pixel, color in zip(shown, (plots.BOTH, plots.PREDICTED, plots.ACTUAL), strict=False):
-        assert np.abs(pixel - plots._rgb(color)).max() <= 0.2 * 255
+    shown = overlays.difference(picture, target, predicted)[0].astype(int)
+    for pixel, color in zip(shown, (overlays.BOTH, overlays.PREDICTED, overlays.ACTUAL), strict=False):
+        assert np.abs(pixel - overlays._rgb(color)).max() <= 0.2 * 255
     assert (shown[3] == 55).all()
 
 
@@ -161,8 +161,8 @@ def test_plot_samples(tmp_path, slices, figures):
     assert_png(path, figures[0])
     pictures = [ax.images[0].get_array() for ax in figures[0].axes]
     assert len(pictures) == 12
-    assert (pictures[0] == plots.display_image(images[0])).all()
-    assert (pictures[1] == plots.overlay(pictures[0], masks[0, ..., 0], plots.ACTUAL)).all()
+    assert (pictures[0] == overlays.display_image(images[0])).all()
+    assert (pictures[1] == overlays.overlay(pictures[0], masks[0, ..., 0], overlays.ACTUAL)).all()
     assert (pictures[3] == pictures[1][::-1]).all()
 
 

@@ -18,7 +18,7 @@ from minunet.data import phantom, reader
 from minunet.data.normalize import Normalization
 from minunet.engines import memory
 from minunet.network.unet import UNet
-from minunet.results import plots
+from minunet.results import overlays
 from minunet.results.prediction import Predictor, resize_probabilities
 from minunet.training.checkpoint import load_net, save_training
 from minunet.training.config import TrainingConfig
@@ -99,7 +99,7 @@ def test_a_patients_folder_gives_what_training_would_predict(predict, checkpoint
         with Image.open(out / f"{name}_mask.png") as mask, Image.open(out / f"{name}_overlay.png") as shown:
             assert mask.mode == "L"
             assert (np.asarray(mask) == 255 * expected[name]).all()
-            assert (np.asarray(shown) == plots.overlay(plots.display_image(image), expected[name])).all()
+            assert (np.asarray(shown) == overlays.overlay(overlays.display_image(image), expected[name])).all()
     assert len(capsys.readouterr().out.splitlines()) == len(mine)
 
 
