@@ -1,15 +1,22 @@
 """The command lines as people run them: a process of its own, real files, and what it says and leaves behind."""
 
+import atexit
+import functools
+import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from minunet.base.archive import load, sha256_of_arrays
 from minunet.data import phantom
+from tests import fork_server
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 #: A training of 16 x 16 pixels, which takes seconds.
 SMALL = ("--preset", "quick", "--image-size", "16", "--quiet", "--device", "cpu")
 
@@ -48,17 +55,56 @@ def command(script, *arguments, before=""):
     return [*python, "-c", code, path, *map(str, arguments)]
 
 
-def run(script, *arguments, cwd, before="", env=None, timeout=600):
-    """Run the command to its end."""
-    done = subprocess.run(
-        command(script, *arguments, before=before),
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=timeout,
-    )
-    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+def run(script, *arguments, cwd, before="", env=None, fresh=False, timeout=600):
+    """Run the command to its end: in a fork of a process that has imported what it needs (tests/fork_server.py).
+
+    That is on one core. In a process of its own, on all cores, it runs with ``fresh=True``, which is for tests of the
+    start and of engines of several processes; with an ``env`` that an import may read; and beside Linux.
+    """
+    if fresh or not set(env or ()) <= {"TMPDIR"} or not sys.platform.startswith("linux"):
+        done = subprocess.run(
+            command(script, *arguments, before=before),
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+        )
+        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+    request = {
+        "argv": [str(EXAMPLES / f"{script}.py"), *map(str, arguments)],
+        "cwd": str(cwd),
+        "before": before,
+        "env": {**os.environ, **(env or {}), **fork_server.ENVIRONMENT},
+        "timeout": timeout,
+    }
+    server = _fork_server(os.getpid())
+    (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+    with Path(os.devnull).open() as its_in:
+        socket.send_fds(server, [json.dumps(request).encode()], [its_in.fileno(), its_out, its_err])
+    os.close(its_out)
+    os.close(its_err)
+    with os.fdopen(out, "rb") as out, os.fdopen(err, "rb") as err, ThreadPoolExecutor(2) as readers:
+        said = readers.map(lambda pipe: pipe.read().decode(), (out, err))
+        return Ended(int(server.recv(16)), *said)
+
+
+@functools.cache
+def _fork_server(_process):
+    """The socket of this process's fork server, which is started when the first command asks for it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    python = [sys.executable, "-W", "error", "-m", "tests.fork_server"]
+    environment = {**os.environ, **fork_server.ENVIRONMENT}
+    # No stream of it can seek, as those of its forks cannot; and what goes wrong in it arrives here.
+    server = subprocess.Popen(python, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    theirs.close()
+
+    def end():
+        ours.close()
+        server.wait()
+
+    atexit.register(end)
+    return ours
 
 
 def tree(folder):

@@ -55,7 +55,7 @@ sys.modules["resource"] = None""",
 def train(folder, before, processes):
     """A short training, on any machine by that many processes; what it says, and its folder."""
     before += f"\nimport minunet.engines.cpu.team as team; team._physical_cores = team._quota = lambda: {processes}"
-    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=folder, before=before)
+    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=folder, before=before, fresh=True)
     assert (ended.code, ended.err) == (0, "")
     return ended.out, folder / "runs" / "quick"
 

@@ -157,7 +157,7 @@ NO_STDIN = "; import os; os.close(0)"
 
 @pytest.mark.parametrize("before", [NO_MEMFD.format(number=1), NO_MEMFD.format(number=38), NO_STDIN])
 def test_no_memfd_and_no_stdin_cost_no_process(tmp_path, before):
-    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=tmp_path, before=ONE_WORKER + before)
+    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=tmp_path, before=ONE_WORKER + before, fresh=True)
     assert (ended.code, ended.err) == (0, "")
     assert "engine: cpu, 2 processes\n" in ended.out
 
