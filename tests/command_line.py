@@ -32,6 +32,13 @@ def open_late(path, flags, opener=durable._open_without_waiting):
 durable._open_without_waiting = open_late
 """
 
+#: For ``before``: the pictures are not drawn, which takes longer than a small training does; their files are written.
+NO_PICTURES = """
+from minunet.base.durable import write_durably
+from minunet.results import plots
+plots._save = lambda figure, path: write_durably(path, lambda file: file.write(b"a picture"))
+"""
+
 
 class Ended(NamedTuple):
     """How a command ended."""

@@ -27,7 +27,8 @@ def import_everything():
     import threadpoolctl  # noqa: F401
     import tqdm  # noqa: F401
 
-    import minunet.engines.cpu.choice  # noqa: F401
+    import minunet.engines.cpu.choice
+    import minunet.results.report  # noqa: F401
 
     PIL.Image.init()
     for script in ("train_lgg", "predict", "evaluate"):

@@ -28,7 +28,17 @@ from PIL import Image
 
 from minunet import UNet
 from minunet.base import archive, cli
-from tests.command_line import EXAMPLES, SMALL, command, progress, run, tree, weights, write_patients
+from tests.command_line import (
+    EXAMPLES,
+    NO_PICTURES,
+    SMALL,
+    command,
+    progress,
+    run,
+    tree,
+    weights,
+    write_patients,
+)
 from tests.tools.fuzz_tiff import damaged, sound_files, tiff
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and limits as POSIX has them")
@@ -712,7 +722,8 @@ class Broken:
 
     def check(self, folder):
         arguments = ("--data", self.place.patients, *SMALL, *self.arguments, "--epochs", "2", "--output", self.output)
-        ended = run("train_lgg", *arguments, cwd=folder, before=AFTER_AN_EPOCH.format(self.happens))
+        before = NO_PICTURES + AFTER_AN_EPOCH.format(self.happens)
+        ended = run("train_lgg", *arguments, cwd=folder, before=before)
         assert ended.code == self.code, ended
         (line,) = ended.err.splitlines()
         assert line.startswith("error: ")
@@ -721,7 +732,7 @@ class Broken:
         assert progress(folder / self.output)["epoch"] == 1
         assert sorted(path.name for path in (folder / self.output).iterdir()) == UNFINISHED
         self.mend()
-        ended = run("train_lgg", "--resume", self.output, "--quiet", cwd=folder)
+        ended = run("train_lgg", "--resume", self.output, "--quiet", cwd=folder, before=NO_PICTURES)
         assert (ended.code, ended.err) == (0, "")
         assert progress(folder / self.output)["finished"]
 
@@ -851,7 +862,7 @@ class Signalled:
 
     def check(self, folder):
         arguments = ("--data", self.place.patients, *SMALL, "--epochs", "2", "--output", "out")
-        before = AFTER_AN_EPOCH.format(f"import os; os.kill(os.getpid(), {int(self.number)})")
+        before = NO_PICTURES + AFTER_AN_EPOCH.format(f"import os; os.kill(os.getpid(), {int(self.number)})")
         ended = run("train_lgg", *arguments, cwd=folder, before=before)
         assert ended.code == self.code, ended
         if self.number == signal.SIGKILL:
@@ -859,7 +870,7 @@ class Signalled:
         else:
             assert ended.err == "\nstopping after this step, once the state is saved; again to leave at once\n"
         assert sorted(path.name for path in (folder / "out").iterdir()) == UNFINISHED
-        assert run("train_lgg", "--resume", "out", "--quiet", cwd=folder).code == 0
+        assert run("train_lgg", "--resume", "out", "--quiet", cwd=folder, before=NO_PICTURES).code == 0
         assert weights(folder / "out") == weights(self.place.finished)
         assert weights(folder / "out", "best.npz") == weights(self.place.finished, "best.npz")
 
@@ -919,7 +930,7 @@ class Changed:
 
     def check(self, folder):
         self.place.data()
-        before = AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+        before = NO_PICTURES + AFTER_AN_EPOCH.format("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
         arguments = ("--data", "data", *SMALL, "--epochs", "2", "--output", "out")
         assert run("train_lgg", *arguments, cwd=folder, before=before).code == 143
         self.change(folder)

@@ -15,11 +15,17 @@ from PIL import Image
 
 from minunet.commands import train, training_options
 from minunet.data.splits import fold_of
-from tests.command_line import BECOMES_A_PIPE, SMALL, progress, run, tree, weights, write_patients
+from tests import command_line
+from tests.command_line import BECOMES_A_PIPE, NO_PICTURES, SMALL, progress, tree, weights, write_patients
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders and signals as POSIX has them")
 
 ARGUMENTS = ("--data", "kaggle_3m", *SMALL, "--epochs", "2", "--output", "run")
+
+
+def run(*command, before="", **options):
+    """The command, but for drawing: none of these tests looks at a picture."""
+    return command_line.run(*command, before=NO_PICTURES + before, **options)
 
 
 @pytest.fixture(scope="module")
