@@ -33,6 +33,9 @@ def import_everything():
     PIL.Image.init()
     for script in ("train_lgg", "predict", "evaluate"):
         runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="imported")
+    # The commands themselves each fork imports anew: what ``before`` has changed by then, they find changed.
+    for name in [name for name in sys.modules if name.startswith("minunet.commands")]:
+        del sys.modules[name]
 
 
 def next_request(requests):
