@@ -18,8 +18,8 @@ docs/tour.md walks through the same rooms file by file.
 """
 
 from minunet.base.version import __version__
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training.optim import AdamW
 
-__all__ = ["AdamW", "SegmentationLoss", "UNet", "__version__"]
+__all__ = ["AdamW", "SegmentationLoss", "SoftmaxLoss", "UNet", "__version__"]

@@ -58,7 +58,7 @@ from minunet.base.rng import Key
 from minunet.network import loss as network_loss
 from minunet.network.blocks import DoubleConv
 from minunet.network.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 
 #: Error below which a complex-step check passes: a few thousand rounding errors of float64 (2e-16 each).
@@ -377,7 +377,7 @@ def check_net(
     net: UNet,
     x: Array,
     target: Array,
-    loss: SegmentationLoss = _DEFAULT_LOSS,
+    loss: Loss = _DEFAULT_LOSS,
     key: Key | None = None,
     seed: int = 0,
     method: Method = "complex",
@@ -462,11 +462,17 @@ def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
         x = images(3)
         return lambda method: check_layer(owner, x, method=method, **options)
 
-    def network(**config: Any) -> Callable[[Method], Report]:
+    def classes(size: int = 4) -> np.ndarray:
+        """One of three classes for each pixel, as one-hot; or none, where all three are 0."""
+        return np.eye(4, 3, dtype="uint8")[rng.integers(0, 4, (2, size, size))]
+
+    def network(loss: Loss = _DEFAULT_LOSS, **config: Any) -> Callable[[Method], Report]:
         net = UNet(widths=(2, 3, 4), dropout=0.3, **config)
         x, target = images(3, size=8), (images(net.config["out_channels"], size=8) > 0).astype("uint8")
+        if net.config["output"] == "softmax":
+            target = classes(size=8)
         sampling = {"exhaustive": 4, "samples": 2, "directions": 1}
-        return lambda method: check_net(net, x, target, key=key, method=method, sampling=sampling)
+        return lambda method: check_net(net, x, target, loss, key=key, method=method, sampling=sampling)
 
     bias = rng.standard_normal(2)
     norm = {"x": images(3), "gamma": rng.standard_normal(3), "beta": rng.standard_normal(3)}
@@ -485,6 +491,7 @@ def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
             "batch_norm2d, inference": op("batch_norm2d", norm, training=False, **running),
             "relu": op("relu", {"x": images(3)}),
             "sigmoid": op("sigmoid", {"x": 4 * images(3)}),
+            "softmax": op("softmax", {"x": 4 * images(3)}),
             "dropout": op("dropout", {"x": images(3)}, rate=0.3, key=key),
             "concat": op("concat", {"up": images(3), "skip": images(2)}),
         },
@@ -493,8 +500,13 @@ def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
             "dice_loss, over each image": op(
                 "dice_loss", {"probabilities": probabilities}, target=target, over="image"
             ),
+            "dice_loss, over each class": op(
+                "dice_loss", {"probabilities": rng.random((2, 4, 4, 3))}, target=classes(), over="class"
+            ),
             "bce_with_logits": op("bce_with_logits", {"logits": logits}, target=target),
+            "softmax_cross_entropy": op("softmax_cross_entropy", {"logits": images(3)}, target=classes()),
             "segmentation: dice + bce": op("segmentation_loss", {"logits": logits}, target=target),
+            "softmax: dice + cross entropy": op("softmax_loss", {"logits": images(3)}, target=classes()),
         },
         "layer": {
             "Conv2d": layer(Conv2d(3, 2)),
@@ -506,6 +518,7 @@ def everything() -> dict[str, dict[str, Callable[[Method], Report]]]:
         "net": {
             "UNet, depth 2": network(),
             "UNet, 2 masks, up 2x2, no conv bias": network(out_channels=2, up_kernel=2, conv_bias=False),
+            "UNet, 3 classes, softmax": network(SoftmaxLoss(), out_channels=3, output="softmax"),
         },
     }
 

@@ -122,8 +122,18 @@ def concat(up, skip):
     return y
 
 
+def softmax(x):
+    y = np.zeros(x.shape)
+    for n, i, j in indices(*x.shape[:3]):
+        y[n, i, j] = _probabilities(x[n, i, j].tolist())
+    return y
+
+
 def dice_loss(probabilities, target, smooth=1.0, over="batch"):
-    groups = [(probabilities, target)] if over == "batch" else zip(probabilities, target, strict=True)
+    axis = {"image": 0, "class": 3}.get(over)
+    groups = [(probabilities, target)]
+    if axis is not None:
+        groups = zip(np.moveaxis(probabilities, axis, 0), np.moveaxis(target, axis, 0), strict=True)
     losses = []
     for p, t in groups:
         pairs = [(float(a), float(b)) for a, b in zip(p.ravel(), t.ravel(), strict=True)]
@@ -146,6 +156,24 @@ def segmentation_loss(logits, target, dice_weight=1.0, bce_weight=1.0, smooth=1.
     return dice_weight * dice + bce_weight * bce_with_logits(logits, target)
 
 
+def softmax_cross_entropy(logits, target):
+    losses, counted = [], []
+    for n, i, j in indices(*logits.shape[:3]):
+        z, t = logits[n, i, j].tolist(), target[n, i, j].tolist()
+        counted.append(math.fsum(t))
+        for k, own in enumerate(z):  # -log p_k = log(1 + the sum of e^(z_l - z_k) over the others)
+            losses.append(t[k] * math.log1p(math.fsum(math.exp(z[m] - own) for m in range(len(z)) if m != k)))
+    return np.array(math.fsum(losses) / max(math.fsum(counted), 1))
+
+
+def softmax_loss(logits, target, dice_weight=1.0, cross_entropy_weight=1.0, smooth=1.0):
+    classes = range(1, logits.shape[3])
+    p = softmax(logits) * target.sum(axis=3, keepdims=True)
+    dice = [dice_loss(p[..., [k]], target[..., [k]], smooth).item() for k in classes]
+    mean = math.fsum(dice) / len(dice)
+    return dice_weight * mean + cross_entropy_weight * softmax_cross_entropy(logits, target)
+
+
 def adamw(theta, gradients, lr, beta1, beta2, eps, weight_decay):
     """One number after steps with these gradients and learning rates: Loshchilov & Hutter 2019, algorithm 2.
 
@@ -158,6 +186,11 @@ def adamw(theta, gradients, lr, beta1, beta2, eps, weight_decay):
         m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
         theta = theta - lr_t * weight_decay * theta - lr_t * m_hat / (math.sqrt(v_hat) + eps)
     return theta
+
+
+def _probabilities(z):
+    """Each e^z over their sum, none of which overflows."""
+    return [1 / math.fsum(math.exp(other - own) for other in z) for own in z]
 
 
 def _softplus(value):

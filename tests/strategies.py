@@ -150,7 +150,7 @@ def loss_shapes(draw: Any) -> tuple[int, ...]:
 
 
 smooths = st.sampled_from([0.1, 1.0, 100.0])
-overs = st.sampled_from(["batch", "image"])
+overs = st.sampled_from(["batch", "image", "class"])
 
 
 @st.composite
@@ -177,6 +177,38 @@ def segmentation_loss_cases(draw: Any) -> Case:
     return drawn._replace(options={**drawn.options, **weighted, "smooth": draw(smooths), "over": draw(overs)})
 
 
+@st.composite
+def softmax_cases(draw: Any) -> Case:
+    # Several pixels: where the dy of the classes of a pixel are alike, its gradient is all rounding.
+    shape = (draw(batches), draw(st.integers(2, 4)), draw(st.integers(2, 4)), draw(st.integers(2, 4)))
+    return case(draw(seeds), {"x": shape})
+
+
+def class_target(rng: np.random.Generator, shape: tuple[int, ...], ignored: float, *, soft: bool) -> np.ndarray:
+    """One-hot, or with soft edges; a share of the pixels is to be ignored."""
+    values = rng.random(shape)
+    target = values / values.sum(axis=-1, keepdims=True) if soft else np.eye(shape[3])[values.argmax(axis=-1)]
+    return target * (rng.random((*shape[:3], 1)) >= ignored)
+
+
+@st.composite
+def softmax_cross_entropy_cases(draw: Any) -> Case:
+    drawn = draw(softmax_cases())
+    logits = drawn.inputs["x"]
+    ignored, soft = draw(st.sampled_from([0.0, 0.3, 1.0])), draw(st.booleans())
+    return drawn._replace(
+        inputs={"logits": logits}, options={"target": class_target(drawn.rng, logits.shape, ignored, soft=soft)}
+    )
+
+
+@st.composite
+def softmax_loss_cases(draw: Any) -> Case:
+    drawn = draw(softmax_cross_entropy_cases())
+    weights = draw(st.sampled_from([(1.0, 1.0), (0.5, 2.0), (1.0, 0.0), (0.0, 1.0)]))
+    weighted = dict(zip(("dice_weight", "cross_entropy_weight"), weights, strict=True))
+    return drawn._replace(options={**drawn.options, **weighted, "smooth": draw(smooths)})
+
+
 OPS = [
     Op("conv2d", conv2d_cases(), oracles.conv2d, per_image=("x",), homogeneous=(("x",), ("weight",))),
     Op(
@@ -195,4 +227,7 @@ OPS = [
     Op("dice_loss", dice_loss_cases(), oracles.dice_loss, is_loss=True),
     Op("bce_with_logits", bce_with_logits_cases(), oracles.bce_with_logits, is_loss=True),
     Op("segmentation_loss", segmentation_loss_cases(), oracles.segmentation_loss, is_loss=True),
+    Op("softmax", softmax_cases(), oracles.softmax, per_image=("x",)),
+    Op("softmax_cross_entropy", softmax_cross_entropy_cases(), oracles.softmax_cross_entropy, is_loss=True),
+    Op("softmax_loss", softmax_loss_cases(), oracles.softmax_loss, is_loss=True),
 ]

@@ -16,6 +16,7 @@ from minunet.base import cli
 from minunet.base.rng import Key
 from minunet.gradcheck import TOGETHER, central_difference, check_layer, check_net, check_op, complex_step, everything
 from minunet.network.layers import BatchNorm2d, Conv2d
+from minunet.network.loss import SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.ops.bce_with_logits import bce_with_logits_backward, bce_with_logits_forward
 from tests.strategies import seeds
@@ -470,25 +471,27 @@ def test_command_checks_what_its_rows_say(monkeypatch):
 
     def op(forward, backward, inputs, method, **options):
         assert backward.__name__ == forward.__name__.replace("forward", "backward")
-        if forward is ops.sigmoid_forward:
+        if forward in (ops.sigmoid_forward, ops.softmax_forward):
             assert np.abs(inputs["x"]).max() > 8  # well beyond where it is straight
         assert np.all((inputs.get("probabilities", 0.5) > 0) & (inputs.get("probabilities", 0.5) < 1))
         assert np.all(options.get("running_var", 1) >= 0.5)
         if "target" in options:
-            assert 0.25 < options["target"].mean() < 0.75
+            assert 0.15 < options["target"].mean() < 0.75
             assert options["target"].dtype == np.uint8
+        if "softmax" in forward.__name__ and "target" in options:
+            assert set(options["target"].sum(axis=-1).ravel().tolist()) == {0, 1}
         return forward.__name__.removesuffix("_forward"), shapes(inputs), shapes(options)
 
     def layer(owner, x, method, **options):
         return type(owner).__name__, x.shape, shapes(owner.parameters()), options
 
-    def net(network, x, target, key, method, sampling):
+    def net(network, x, target, loss, key, method, sampling):
         assert set(np.unique(target)) == {0, 1}
-        assert 0.25 < target.mean() < 0.75
+        assert 0.15 < target.mean() < 0.75
         assert target.dtype == np.uint8
-        config = {
-            name: network.config[name] for name in ("widths", "dropout", "out_channels", "up_kernel", "conv_bias")
-        }
+        assert (type(loss) is SoftmaxLoss) == (network.config["output"] == "softmax")
+        names = "widths", "dropout", "out_channels", "up_kernel", "conv_bias", "output"
+        config = {name: network.config[name] for name in names}
         return config, x.shape, target.shape, key is not None, sampling
 
     for name, recorder in (("check_op", op), ("check_layer", layer), ("check_net", net)):
@@ -498,7 +501,7 @@ def test_command_checks_what_its_rows_say(monkeypatch):
     images, image, three = (2, 4, 4, 3), (2, 4, 4, 1), (3,)
     x, norm = {"x": images}, {"x": images, "gamma": three, "beta": three}
     running = {"running_mean": three, "running_var": three}
-    target, weight_3, weight_2 = {"target": image}, (3, 3, 3, 2), (2, 2, 3, 2)
+    target, classes, weight_3, weight_2 = {"target": image}, {"target": images}, (3, 3, 3, 2), (2, 2, 3, 2)
     key = {"key": Key(seed=0)}
     assert checks["op"] == {
         "conv2d 3x3": ("conv2d", {"x": images, "weight": weight_3, "bias": (2,)}, {}),
@@ -514,14 +517,18 @@ def test_command_checks_what_its_rows_say(monkeypatch):
         "batch_norm2d, inference": ("batch_norm2d", norm, {"training": False, **running}),
         "relu": ("relu", x, {}),
         "sigmoid": ("sigmoid", x, {}),
+        "softmax": ("softmax", x, {}),
         "dropout": ("dropout", x, {"rate": 0.3, **key}),
         "concat": ("concat", {"up": images, "skip": (2, 4, 4, 2)}, {}),
     }
     assert checks["loss"] == {
         "dice_loss, over the batch": ("dice_loss", {"probabilities": image}, target),
         "dice_loss, over each image": ("dice_loss", {"probabilities": image}, {**target, "over": "image"}),
+        "dice_loss, over each class": ("dice_loss", {"probabilities": images}, {**classes, "over": "class"}),
         "bce_with_logits": ("bce_with_logits", {"logits": image}, target),
+        "softmax_cross_entropy": ("softmax_cross_entropy", {"logits": images}, classes),
         "segmentation: dice + bce": ("segmentation_loss", {"logits": image}, target),
+        "softmax: dice + cross entropy": ("softmax_loss", {"logits": images}, classes),
     }
     convs = {"conv1.weight": weight_3, "conv1.bias": (2,), "conv2.weight": (3, 3, 2, 2), "conv2.bias": (2,)}
     norms = {f"norm{n}.{name}": (2,) for n in (1, 2) for name in ("gamma", "beta")}
@@ -533,11 +540,14 @@ def test_command_checks_what_its_rows_say(monkeypatch):
         "DoubleConv": ("DoubleConv", images, {**convs, **norms}, {"training": True}),
     }
     config = {"widths": (2, 3, 4), "dropout": 0.3, "out_channels": 1, "up_kernel": 3, "conv_bias": True}
+    config["output"] = "sigmoid"
+    softmax = {"out_channels": 3, "output": "softmax"}
     other = {"out_channels": 2, "up_kernel": 2, "conv_bias": False}
     sampling = {"exhaustive": 4, "samples": 2, "directions": 1}
     assert checks["net"] == {
         "UNet, depth 2": (config, (2, 8, 8, 3), (2, 8, 8, 1), True, sampling),
         "UNet, 2 masks, up 2x2, no conv bias": ({**config, **other}, (2, 8, 8, 3), (2, 8, 8, 2), True, sampling),
+        "UNet, 3 classes, softmax": ({**config, **softmax}, (2, 8, 8, 3), (2, 8, 8, 3), True, sampling),
     }
 
 

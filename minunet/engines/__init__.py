@@ -17,8 +17,8 @@ from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 from minunet.engines import memory
 from minunet.engines.selfcheck import difference
-from minunet.network.loss import SegmentationLoss
-from minunet.network.own_code import own_code, own_loss
+from minunet.network.loss import Loss
+from minunet.network.own_code import own_code
 from minunet.network.unet import UNet
 from minunet.training.step import Engine
 
@@ -30,13 +30,11 @@ class DeviceEngine(Protocol):
     """What the module of a device's engine has: engines/cpu/choice.py, engines/cuda/choice.py."""
 
     def unsupported(
-        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: Precision
+        self, net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: Precision
     ) -> str | None:
         """Why the engine cannot take this network, or None."""
 
-    def build(
-        self, net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: Precision
-    ) -> Engine:
+    def build(self, net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: Precision) -> Engine:
         """The engine."""
 
     def step_bytes_here(self, precision: Precision) -> memory.StepBytes:
@@ -91,7 +89,7 @@ def limit_cores(count: int | None) -> None:
 
 def build(
     net: UNet,
-    loss: SegmentationLoss,
+    loss: Loss,
     max_batch: int,
     image_size: tuple[int, int],
     device: Device = "cpu",
@@ -112,13 +110,14 @@ def build(
     Raises ValueError for another choice, precision or device, and UserError for a precision that this device or
     the plain path does not have.
 
+    >>> from minunet.network.loss import SegmentationLoss
     >>> with build(UNet(widths=(2, 3)), SegmentationLoss(), 4, (16, 16), choice="plain") as engine:
     ...     engine.name, engine.reason
     ('plain', None)
     """
     reason = unsupported(net, loss, max_batch, image_size, device, choice, precision)
 
-    def make(net: UNet, loss: SegmentationLoss) -> Engine:
+    def make(net: UNet, loss: Loss) -> Engine:
         return of_device(device).build(net, loss, max_batch, image_size, precision)
 
     if choice == "auto" and reason is None:
@@ -133,7 +132,7 @@ def build(
 
 def unsupported(
     net: UNet,
-    loss: SegmentationLoss,
+    loss: Loss,
     max_batch: int,
     image_size: tuple[int, int],
     device: Device = "cpu",
@@ -159,7 +158,7 @@ def unsupported(
         except ImportError as error:  # what an engine needs beyond NumPy may be missing
             reason = f"the engine cannot be imported: {error}"
         else:
-            reason = own_loss(loss) or own_code(net) or module.unsupported(net, loss, max_batch, image_size, precision)
+            reason = own_code(net) or module.unsupported(net, loss, max_batch, image_size, precision)
     if precision != "float32" and (choice == "plain" or reason is not None):
         why = "the plain path computes in float32" if reason is None else reason
         raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")

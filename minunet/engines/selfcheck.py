@@ -9,6 +9,7 @@ Rounding alone decides which way a value goes that lies on the kink of a ReLU, a
 betas are 4 and -4: most values lie far from 0, on either side. What this cannot see: docs/trust.md.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from minunet.data.augment import PRESETS
 from minunet.data.normalize import Normalization
 from minunet.data.slices import SliceSet
 from minunet.network.layers import Arrays, map_arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
+from minunet.network.own_code import own_loss
 from minunet.network.unet import UNet
 from minunet.training.optim import norms_and_biases
 from minunet.training.step import Engine
@@ -48,9 +50,9 @@ BOUNDS = {
 
 @np.errstate(all="ignore")  # weights that overflow are no business of this check
 def difference(
-    make: Callable[[UNet, SegmentationLoss], Engine],
+    make: Callable[[UNet, Loss], Engine],
     net: UNet,
-    loss: SegmentationLoss,
+    loss: Loss,
     images: int,
     image_size: tuple[int, int],
     precision: str,
@@ -62,6 +64,7 @@ def difference(
     ``images`` of ``image_size`` go through both; without ``training`` only a prediction does. Where the two differ,
     they are compared on other numbers, too: a value may have come to lie on a kink after all.
     """
+    loss = copy.deepcopy(loss)  # one of your own may have a state
     bounds = BOUNDS[precision if net.head.weight.dtype == np.float32 else str(net.head.weight.dtype)]
     found = None
     for seed in (0, 1):
@@ -73,13 +76,18 @@ def difference(
 
 def _on(
     sample: "_Sample",
-    make: Callable[[UNet, SegmentationLoss], Engine],
-    loss: SegmentationLoss,
+    make: Callable[[UNet, Loss], Engine],
+    loss: Loss,
     bounds: Bounds,
     training: bool,
 ) -> str | None:
     """As :func:`difference`, on one sample."""
-    expected = sample.results(Engine(sample.network(), loss), training)
+    try:
+        expected = sample.results(Engine(sample.network(), loss), training)
+    except ValueError as error:  # a loss of one's own may ask for other targets than the sample's
+        if own_loss(loss) is None:
+            raise
+        return f"its loss cannot be tried out beforehand ({error})"
     try:
         with make(sample.network(), loss) as engine:
             found = sample.results(engine, training)
@@ -123,12 +131,23 @@ class _Sample:
         self.device = Engine(net, SegmentationLoss()).device
         shape, config = (images, *image_size), net.config
         self.x = self._to(self.draw.standard_normal((*shape, config["in_channels"])))
-        self.target = self._to(self.draw.random((*shape, config["out_channels"])) < 0.3)
+        self.target = self._to(self._classes(shape) if net.config["output"] == "softmax" else self._masks(shape))
         pixels = self.draw.integers(0, 256, (*shape, config["in_channels"]), dtype=np.uint8)
         masks = (self.draw.random((*shape, 1)) < 0.3).astype(np.uint8)
         numbers = tuple(range(images))
         self.slices = SliceSet(pixels, masks, tuple(map(str, numbers)), numbers, ("",) * images)
         self.arrays = {name: self._random(name, array) for name, array in _arrays(net).items()}
+
+    def _masks(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Independent masks (N, H, W, K)."""
+        return self.draw.random((*shape, self.net.config["out_channels"])) < 0.3
+
+    def _classes(self, shape: tuple[int, ...]) -> np.ndarray:
+        """For each pixel one class of K, (N, H, W, K), and in a tenth of the pixels none: they are to be ignored."""
+        classes = np.eye(self.net.config["out_channels"])[
+            self.draw.integers(self.net.config["out_channels"], size=shape)
+        ]
+        return classes * (self.draw.random((*shape, 1)) < 0.9)
 
     def _to(self, values: np.ndarray) -> Array:
         return to_device(values.astype(str(self.net.head.weight.dtype)), self.device)

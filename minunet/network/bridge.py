@@ -24,6 +24,8 @@ names do not say, and the module has to get right:
 - **The running variance**: both normalise by the batch's biased variance, and the biased one is averaged here, as in
   Keras; PyTorch averages the unbiased one, larger by n / (n - 1) for n values a channel. Each is a fair estimate: it is
   carried over as it is.
+- **The module returns logits.** "output" of the network says what makes them probabilities: "sigmoid", each channel for
+  itself, or "softmax" over the channels, axis 1 there.
 - **Images** are (N, C, H, W) there: ``x.transpose(0, 3, 1, 2)``.
 """
 
@@ -113,9 +115,9 @@ def export_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
     """Write the parameters and running statistics of ``net`` to ``path``, under PyTorch's names and in its layouts.
 
     In PyTorch: ``module.load_state_dict(safetensors.torch.load_file(path))``. The file's metadata says how to build the
-    module: "config" is ``net.config`` as JSON, "batch_norm_eps" the eps, "concat" the order "up, skip". It is for other
-    programs to read; a run goes on from a checkpoint (:mod:`minunet.training.checkpoint`), which has a checksum for
-    each array. A safetensors file has none.
+    module: "config" is ``net.config`` as JSON, "batch_norm_eps" the eps, "concat" the order "up, skip", "output" what
+    makes the logits probabilities. It is for other programs to read; a run goes on from a checkpoint
+    (:mod:`minunet.training.checkpoint`), which has a checksum for each array. A safetensors file has none.
 
     Raises UserError if the package safetensors is missing, if ``net`` is not the package's own U-Net (whoever reads the
     file could not know what to build), and if the system refuses the write; the file that was there before is then
@@ -138,6 +140,7 @@ def _metadata(net: UNet) -> dict[str, str]:
         "config": json_text(net.config, indent=None),
         "batch_norm_eps": repr(net.config["batch_norm_eps"]),
         "concat": "up, skip",
+        "output": net.config["output"],
     }
 
 
@@ -146,8 +149,8 @@ def import_safetensors(path: str | os.PathLike[str], net: UNet) -> None:
 
     The file has exactly the arrays that the export of ``net`` would have (the counters of batches may be missing), of
     the same shapes and dtype. Names, shapes and dtypes are checked before an array is read, and the values before one
-    is changed: with an error, ``net`` is as it was. Where the file's metadata say what the eps of batch norm and the
-    order of the concat are, ``net`` must have the same.
+    is changed: with an error, ``net`` is as it was. Where the file's metadata say what the eps of batch norm, the
+    order of the concat and the output are, ``net`` must have the same.
 
     Raises UserError if the package safetensors is missing, if the file is missing, no safetensors file, or of another
     network, and if it holds a value that is NaN or infinite.
@@ -218,7 +221,7 @@ def _safetensors() -> Any:
 def _check_metadata(path: Path, metadata: Mapping[str, str], net: UNet) -> None:
     """Raise UserError if what the file says of its network is not so of ``net``; a file may say nothing."""
     expected = _metadata(net)
-    for entry in ("batch_norm_eps", "concat"):
+    for entry in ("batch_norm_eps", "concat", "output"):
         if (stored := metadata.get(entry, expected[entry])) != expected[entry]:
             advice = "load it into a network like the one that it was exported from"
             raise UserError(

@@ -29,8 +29,8 @@ def own_code(net: UNet) -> str | None:
     return next((found for name, layer in _within(net).items() if (found := _own(name, layer, KNOWN))), None)
 
 
-def own_loss(loss: SegmentationLoss) -> str | None:
-    """As :func:`own_code`, of a loss."""
+def own_loss(loss: object) -> str | None:
+    """As :func:`own_code`, of a loss that is to be a ``SegmentationLoss``."""
     return _own("the loss", loss, (SegmentationLoss,))
 
 

@@ -27,6 +27,8 @@ from minunet.network.layers import Arrays, Conv2d, Dropout, Layer, prefixed
 from minunet.ops.conv2d import Conv2dCache
 
 Dtype = Literal["float32", "float64"]
+#: What makes the logits probabilities: a sigmoid for each channel, or a softmax over all channels.
+Output = Literal["sigmoid", "softmax"]
 
 
 class Part(NamedTuple):
@@ -75,11 +77,13 @@ class UNet(Layer):
     side of the transposed convolutions, ``head_kernel`` that of the last convolution. ``conv_bias=False``
     leaves out the bias of every convolution that a batch norm follows: the batch norm would only subtract it again.
     ``batch_norm_eps`` is the eps of every batch norm; ``dtype`` is "float32" or "float64".
-    Several output channels are independent masks, each with its own sigmoid. The same ``seed`` gives the same
+    ``output`` says what the output channels are: with "sigmoid" independent masks, which may overlap; with "softmax"
+    the classes of which each pixel has one, of which the first is the background. The same ``seed`` gives the same
     weights.
 
     Raises ValueError for a width, a kernel or a channel number below 1, a dropout outside [0, 1), an eps outside
-    (0, 1], or another dtype: float16 has too few digits for the sums of a backward pass.
+    (0, 1], another output or fewer than two classes, or another dtype: float16 has too few digits for the sums of a
+    backward pass.
 
     >>> import numpy as np
     >>> net = UNet(widths=(8, 16, 32))
@@ -100,6 +104,7 @@ class UNet(Layer):
         seed: int = 0,
         dtype: Dtype = "float32",
         batch_norm_eps: float = 1e-3,
+        output: Output = "sigmoid",
     ) -> None:
         self._config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -110,6 +115,7 @@ class UNet(Layer):
             "head_kernel": head_kernel,
             "conv_bias": conv_bias,
             "batch_norm_eps": batch_norm_eps,
+            "output": output,
             "seed": seed,
         }
         _check_config(self._config, dtype)
@@ -189,8 +195,12 @@ class UNet(Layer):
         """
         self._check_channels(x)
         logits, _ = self.forward(self.pad(x), training=False)
-        probabilities, _ = ops.sigmoid_forward(logits[:, : x.shape[1], : x.shape[2]])
-        return probabilities
+        return self.probabilities(logits[:, : x.shape[1], : x.shape[2]])
+
+    def probabilities(self, logits: Array) -> Array:
+        """The probabilities that ``logits`` (N, H, W, out_channels) stand for: by the network's ``output``."""
+        activation = ops.softmax_forward if self._config["output"] == "softmax" else ops.sigmoid_forward
+        return activation(logits)[0]
 
     def pad(self, x: Array) -> Array:
         """Images ``x``, padded at the bottom and right by repeating the edge to a multiple of 2**depth."""
@@ -247,3 +257,6 @@ def _check_config(config: dict[str, Any], dtype: str) -> None:
     if not 0 < config["batch_norm_eps"] <= 1:  # which is far more than any variance needs
         raise ValueError(f"batch_norm_eps must be in (0, 1], got {config['batch_norm_eps']}")
     check_choice("dtype", str(dtype), Dtype)
+    check_choice("output", config["output"], Output)
+    if config["output"] == "softmax" and config["out_channels"] < 2:
+        raise ValueError("out_channels must be at least 2 for a softmax, the background and a class, got 1")

@@ -16,6 +16,8 @@ from minunet.ops.dropout import dropout_backward, dropout_forward
 from minunet.ops.max_pool2d import max_pool2d_backward, max_pool2d_forward
 from minunet.ops.relu import relu_backward, relu_forward
 from minunet.ops.sigmoid import sigmoid_backward, sigmoid_forward
+from minunet.ops.softmax import softmax_backward, softmax_forward
+from minunet.ops.softmax_cross_entropy import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 
 __all__ = [
     "batch_norm2d_backward",
@@ -38,4 +40,8 @@ __all__ = [
     "relu_forward",
     "sigmoid_backward",
     "sigmoid_forward",
+    "softmax_backward",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
+    "softmax_forward",
 ]

@@ -1,6 +1,6 @@
 """What every op asks of its arguments before it works: the checks behind the ``ValueError`` of each op."""
 
-from minunet.base.backend import Array
+from minunet.base.backend import Array, array_module
 
 
 def check_images(name: str, x: Array) -> None:
@@ -49,3 +49,16 @@ def check_target(target: Array, shape: tuple[int, ...]) -> None:
     if not (low >= 0 and high <= 1):
         found = f"got values from {low} to {high}; divide a mask of 0 and 255 by 255"
         raise ValueError(f"target must lie in [0, 1], {found}")
+
+
+def check_class_target(target: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless ``target`` (N, H, W, K) gives each pixel one class, or none: one-hot, or all 0."""
+    check_target(target, shape)
+    xp = array_module(target)
+    sums = target.real.sum(axis=-1, dtype="float64")
+    off = xp.minimum(xp.abs(sums), xp.abs(sums - 1)).max().item()
+    if not off <= 1e-3:  # probabilities of classes, in float32 or rounded, are not one-hot but will do
+        raise ValueError(
+            "target must sum to 1 over the classes of a pixel, or to 0 where it is ignored, got sums from "
+            f"{sums.min().item()} to {sums.max().item()}; masks that overlap need a sigmoid each"
+        )

@@ -13,14 +13,14 @@ from minunet.base.backend import Array, accumulation_dtype
 from minunet.base.choices import check_choice
 from minunet.ops.checks import check_images, check_target
 
-Over = Literal["batch", "image"]
+Over = Literal["batch", "image", "class"]
 
 
 class DiceLossCache(NamedTuple):
     """What :func:`dice_loss_backward` needs."""
 
     target: Array  # the slope of Dice in each probability is (2t - Dice) / denominator
-    dice: Array  # (1, 1, 1, 1) over the batch, (N, 1, 1, 1) over an image
+    dice: Array  # (1, 1, 1, 1) over the batch, (N, 1, 1, 1) over an image, (1, 1, 1, C) over a class
     denominator: Array  # of the same shape: sum p + sum t + smooth
 
 
@@ -31,14 +31,16 @@ def dice_loss_forward(
 
         Dice = (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)
 
-    The sums run over all pixels and channels of the batch (``over="batch"``), or of each image, and then the
-    losses of the images are averaged (``over="image"``). The two differ: a batch with one large and many
-    empty masks is ruled by the large one in the first, and by the empty ones in the second.
+    The sums run over all pixels and channels of the batch (``over="batch"``); or over those of each image, and then
+    the losses of the images are averaged (``over="image"``); or over the pixels of each channel of the batch, and then
+    the losses of the channels are averaged (``over="class"``). They differ: a batch with one large and many empty
+    masks is ruled by the large one in the first, and by the empty ones in the second; and a small class beside a
+    large one has a say in the third alone.
     ``target`` is in [0, 1], of any real dtype. Two empty masks have Dice 1, so loss 0.
 
     Returns the loss, a scalar of the dtype of the probabilities, and the cache. Raises ValueError if shapes
     differ, if the target leaves [0, 1] (a mask left at 0 and 255), if smooth is not positive (0 / 0 on an empty
-    mask) or if ``over`` is neither.
+    mask) or if ``over`` is none of the three.
 
     >>> import numpy as np
     >>> p, t = np.array([1.0, 0.5, 0.0]), np.array([1, 1, 0])
@@ -53,7 +55,7 @@ def dice_loss_forward(
     check_choice("over", over, Over)
 
     target = target.astype(probabilities.dtype)
-    axes = (0, 1, 2, 3) if over == "batch" else (1, 2, 3)
+    axes = {"batch": (0, 1, 2, 3), "image": (1, 2, 3), "class": (0, 1, 2)}[over]
     sum_dtype = accumulation_dtype(probabilities.dtype)
     overlap = (probabilities * target).sum(axis=axes, keepdims=True, dtype=sum_dtype)
     p_sum = probabilities.sum(axis=axes, keepdims=True, dtype=sum_dtype)

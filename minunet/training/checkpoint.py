@@ -223,7 +223,7 @@ def _check_own_code(reader: Reader, net: UNet) -> None:
 def _model(reader: Reader) -> Any:
     """The network's settings; a file of an earlier version lacks those that have come since, with their defaults."""
     config = reader.metadata.get("model")
-    return {"batch_norm_eps": 1e-3, **config} if isinstance(config, dict) else config
+    return {"batch_norm_eps": 1e-3, "output": "sigmoid", **config} if isinstance(config, dict) else config
 
 
 def _build_net(reader: Reader, network: type[UNet], stored_values: int) -> UNet:

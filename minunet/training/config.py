@@ -6,7 +6,7 @@ from typing import Any, Literal
 from minunet.base.choices import check_choice
 from minunet.data.augment import Augmentation
 from minunet.data.batches import Sampling
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
 from minunet.network.own_code import class_name
 from minunet.training.optim import warmup_cosine
 
@@ -28,7 +28,7 @@ class TrainingConfig:
     crop: int | None = None  # pixels: train on a square of this side from each image; None: on the whole image
     augmentation: Augmentation = field(default_factory=Augmentation)
     augment_masks: bool = True  # False repeats a flaw of the reference system
-    loss: SegmentationLoss = field(default_factory=SegmentationLoss)
+    loss: Loss = field(default_factory=SegmentationLoss)  # SoftmaxLoss for exclusive classes
     lr: float = 1e-3  # the peak, if there is a schedule
     schedule: Schedule = "cosine"  # of the learning rate
     warmup_epochs: float = 0.0

@@ -13,13 +13,14 @@ import numpy as np
 from minunet.base import rng
 from minunet.base.backend import Array, array_module
 from minunet.network.layers import Layer
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss
 from minunet.network.unet import UNet
 
 
-def first_non_finite(net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key) -> str:
+def first_non_finite(net: UNet, x: Array, target: Array, loss: Loss, key: rng.Key) -> str:
     """In words: where the training step on images ``x`` and masks ``target`` first meets a value that is not finite.
 
+    >>> from minunet.network.loss import SegmentationLoss
     >>> net = UNet(widths=(2, 3), dropout=0.0)
     >>> net.parameters()["down1.conv2.weight"][0, 0, 0, 0] = np.inf
     >>> x = np.zeros((1, 4, 4, 3), "float32")

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minunet.base import rng
-from minunet.base.backend import Array, to_device, to_numpy
+from minunet.base.backend import Array, array_module, to_device, to_numpy
 from minunet.base.errors import UserError
 from minunet.data.batches import in_chunks, padded, prefetch
 from minunet.data.normalize import Normalization, VolumeStatistics, apply
 from minunet.data.slices import SliceSet
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
 from minunet.network.unet import UNet
 from minunet.training import metrics
 from minunet.training.step import Engine
@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
     """What a network does on a set of slices, as the curves show it."""
 
     loss: float  # of the batches, averaged over their slices
-    dice: float  # the mean over patients of the 3-D Dice, thresholded at 0.5
+    dice: float  # the mean over patients (and classes) of the 3-D Dice of the masks, thresholded at 0.5
 
 
 def predict_slices(
@@ -120,7 +120,7 @@ def evaluate(
     net: UNet,
     slices: SliceSet,
     statistics: VolumeStatistics,
-    loss: SegmentationLoss,
+    loss: Loss,
     *,
     places: np.ndarray | None = None,
     batch_size: int = 16,
@@ -146,13 +146,27 @@ def evaluate(
     for indices, logits, target in judged:
         value, _ = loss.forward(logits, target)
         losses.append(value.item() * len(indices))
-        predicted = logits > 0  # a probability above 0.5
+        predicted, actual = _masks(net, logits, target)
         _clear_padding(slices, indices, predicted)
-        found = metrics.count(predicted, target > 0, axis=(1, 2, 3))
+        found = metrics.count(predicted, actual, axis=(1, 2))
         counts.append([to_numpy(c) for c in found])
     per_slice = metrics.Counts(*(np.concatenate(parts) for parts in zip(*counts, strict=True)))
     _, per_patient = metrics.per_patient_counts(per_slice, [slices.patients[place] for place in order])
     return Evaluation(math.fsum(losses) / len(places), float(np.mean(metrics.dice(per_patient))))
+
+
+def _masks(net: UNet, logits: Array, target: Array) -> tuple[Array, Array]:
+    """The masks that ``logits`` mean and those of ``target``, both bool (N, H, W, K).
+
+    Independent masks are where the probability is above 0.5. Of classes they are those of the most probable one,
+    without the background, and empty in both where the target is to be ignored.
+    """
+    if net.config["output"] == "sigmoid":
+        return logits > 0, target > 0
+    xp = array_module(logits)
+    most_probable = logits.argmax(axis=-1)[..., None] == xp.arange(logits.shape[3])
+    counted = target.any(axis=-1, keepdims=True)
+    return (most_probable & counted)[..., 1:], (target > 0)[..., 1:]
 
 
 Judged = Iterator[tuple[np.ndarray, Array, Array]]  # indices of slices, their logits and target

@@ -27,6 +27,7 @@ from minunet.data.images import shown
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.network.layers import map_arrays
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training.checkpoint import load_history, load_metadata, load_training, save_training
 from minunet.training.config import TrainingConfig
@@ -174,10 +175,15 @@ def fit(
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted, moved or
     replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or
-    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's.
+    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's, or if
+    that is of masks and the network's output of classes, or the reverse.
     """
     if engine.loss != config.loss:
         raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
+    wanted = {SegmentationLoss: "sigmoid", SoftmaxLoss: "softmax"}.get(type(config.loss))
+    if wanted is not None and engine.net.config["output"] != wanted:
+        found = engine.net.config["output"]
+        raise ValueError(f"the network must have output={wanted!r} for a {type(config.loss).__name__}, got {found!r}")
     check_batches(engine.net, data.train, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

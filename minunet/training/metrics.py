@@ -197,8 +197,8 @@ def pooled_counts(counts: Counts) -> Counts:
 def per_patient_counts(counts: Counts, patients: Sequence[str]) -> tuple[tuple[str, ...], Counts]:
     """The counts of each patient's slices together, as of one 3-D volume, and the patients' names.
 
-    counts: of slices, arrays of shape (S,); patients: S names, one a slice. Returns P names in the order in which
-    they first appear, and counts of shape (P,), NumPy.
+    counts: of slices, arrays of shape (S,), or (S, K) of K classes; patients: S names, one a slice. Returns P names in
+    the order in which they first appear, and counts of shape (P,) or (P, K), NumPy.
 
     >>> slices = Counts(*np.array([[1, 2, 4], [0, 0, 0], [0, 0, 0], [9, 8, 6]]))
     >>> names, volumes = per_patient_counts(slices, ["a", "b", "a"])
@@ -210,7 +210,7 @@ def per_patient_counts(counts: Counts, patients: Sequence[str]) -> tuple[tuple[s
     _check_patients(patients, slices=len(counts.tp))
     rows = _rows_by_patient(patients)
     fields = [to_numpy(field) for field in counts]
-    return tuple(rows), Counts(*(np.array([field[r].sum() for r in rows.values()]) for field in fields))
+    return tuple(rows), Counts(*(np.array([field[r].sum(axis=0) for r in rows.values()]) for field in fields))
 
 
 def _check_patients(patients: Sequence[str], slices: int) -> None:

@@ -21,15 +21,13 @@ from minunet.data.batches import Batch, prepare_batch
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.network.layers import Arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss
 from minunet.network.unet import UNet
 from minunet.training.divergence import first_non_finite
 from minunet.training.optim import AdamW, WeightEMA, clip_by_global_norm
 
 
-def loss_and_grads(
-    net: UNet, x: Array, target: Array, loss: SegmentationLoss, key: rng.Key
-) -> tuple[float, Arrays, Arrays]:
+def loss_and_grads(net: UNet, x: Array, target: Array, loss: Loss, key: rng.Key) -> tuple[float, Arrays, Arrays]:
     """One training pass over images ``x`` (N, H, W, C) and masks ``target`` (N, H, W, K): forward, loss, backward.
 
     ``key`` names the dropout masks. Changes nothing. Returns the loss, the gradient of each parameter, and the
@@ -46,7 +44,7 @@ def train_step(
     optimizer: AdamW,
     x: Array,
     target: Array,
-    loss: SegmentationLoss,
+    loss: Loss,
     key: rng.Key,
     *,
     lr: float,
@@ -95,7 +93,7 @@ class Engine:
     #: Batches that a thread prepares while a step runs. With 0 each is prepared when the step before is done.
     ahead = 2
 
-    def __init__(self, net: UNet, loss: SegmentationLoss) -> None:
+    def __init__(self, net: UNet, loss: Loss) -> None:
         self.net, self.loss = net, loss
         #: Held by whoever predicts: an engine with memory of its own serves one thread at a time.
         self.lock: AbstractContextManager[Any] = nullcontext()
@@ -112,6 +110,7 @@ class Engine:
     def description(self) -> str:
         """For people: its name, and the reason why it is not a faster one.
 
+        >>> from minunet.network.loss import SegmentationLoss
         >>> Engine(UNet(widths=(2, 3)), SegmentationLoss()).description
         'plain'
         """

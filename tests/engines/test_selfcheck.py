@@ -10,7 +10,7 @@ from minunet.engines.cpu.engine import CpuEngine
 from minunet.network import loss as loss_module
 from minunet.network.blocks import DoubleConv
 from minunet.network.layers import BatchNorm2d, Dropout
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training import optim, step
 from minunet.training.config import TrainingConfig
@@ -199,14 +199,31 @@ def patched_net():
     ("net", "loss", "reason"),
     [
         (OwnUNet(widths=(2, 4)), None, "the network is a OwnUNet"),
-        (None, TenTimes(), "the loss is a TenTimes"),
-        (None, NoDataclass(), "the loss is a NoDataclass"),
         (patched_net(), None, "bottleneck has a forward of its own"),
     ],
-    ids=["network", "loss", "a loss that is no dataclass", "a method"],
+    ids=["network", "a method"],
 )
 def test_own_code_is_named(net, loss, reason):
     assert built(net, loss) == ("plain", reason)
+
+
+class OnlyEmpty(NoDataclass):
+    """A loss that does not take the masks of the self-check."""
+
+    def forward(self, logits, target):
+        if target.any():
+            raise ValueError("target must be empty")
+        return super().forward(logits, target)
+
+
+def test_the_engine_takes_a_loss_of_ones_own():
+    for loss in (TenTimes(), NoDataclass(), SoftmaxLoss(), SegmentationLoss(over="class")):
+        net = small_net(output="softmax", out_channels=3) if type(loss) is SoftmaxLoss else small_net()
+        assert built(net, loss) == ("cpu, 2 processes", None)
+    assert built(None, OnlyEmpty()) == (
+        "plain",
+        "its loss cannot be tried out beforehand (target must be empty)",
+    )
 
 
 def test_a_block_of_ones_own_is_named():

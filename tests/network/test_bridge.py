@@ -173,6 +173,7 @@ def test_the_file_holds_pytorchs_arrays_and_says_how_to_build_the_module(safeten
     assert float(metadata["batch_norm_eps"]) == 1e-3
     assert metadata["format"] == "pt"
     assert metadata["concat"] == "up, skip"
+    assert metadata["output"] == "sigmoid"
 
 
 def test_another_eps_is_another_network(safetensors, tmp_path):
@@ -182,6 +183,18 @@ def test_another_eps_is_another_network(safetensors, tmp_path):
         "its network has batch_norm_eps '0.1', not '0.001'; load it into a network"
     )
     import_safetensors(path, random_net(1, batch_norm_eps=0.1))
+
+
+def test_classes_are_not_loaded_as_masks(safetensors, tmp_path):
+    path = tmp_path / "net.safetensors"
+    classes = random_net(out_channels=3, output="softmax")
+    export_safetensors(path, classes)
+    assert refused(path, random_net(1, out_channels=3)).startswith(
+        "its network has output 'softmax', not 'sigmoid'; load it into a network"
+    )
+    twin = random_net(1, out_channels=3, output="softmax")
+    import_safetensors(path, twin)
+    assert bits(arrays_of(twin)) == bits(arrays_of(classes))
 
 
 @pytest.mark.parametrize(

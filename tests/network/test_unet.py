@@ -284,7 +284,7 @@ def test_head_and_transposed_convolutions_are_drawn_from_glorot_and_the_others_f
 
 
 def test_config_builds_the_same_network():
-    net = UNet(2, 3, [2, 4], 0.1, 2, 1, False, 9, "float64", 0.01)
+    net = UNet(2, 3, [2, 4], 0.1, 2, 1, False, 9, "float64", 0.01, "softmax")
     assert net.config == {
         "in_channels": 2,
         "out_channels": 3,
@@ -296,6 +296,7 @@ def test_config_builds_the_same_network():
         "seed": 9,
         "dtype": "float64",
         "batch_norm_eps": 0.01,
+        "output": "softmax",
     }
     twin = UNet(**net.config)
     assert all(np.array_equal(p, twin.parameters()[name]) for name, p in net.parameters().items())
@@ -331,6 +332,19 @@ def test_predict_of_a_fitting_size_is_the_sigmoid_of_forward():
     net = build()
     x = images(net, height=6, width=8)
     assert np.abs(net.predict(x) - sigmoid(net.forward(x, training=False)[0])).max() <= 1e-15
+
+
+def test_predict_of_classes_is_the_softmax_of_forward():
+    net = build(out_channels=3, output="softmax")
+    x = images(net, height=6, width=7)
+    p = net.predict(x)
+    logits = net.forward(net.pad(x), training=False)[0][:, :6, :7]
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    assert np.abs(p - e / e.sum(axis=-1, keepdims=True)).max() <= 1e-15
+    assert np.array_equal(net.probabilities(logits), p)
+    masks = build(out_channels=3)
+    assert np.array_equal(masks.predict(x), masks.probabilities(logits))  # the same weights, a sigmoid each
+    assert np.abs(masks.predict(x) - sigmoid(logits)).max() <= 1e-15
 
 
 def test_predict_leaves_its_argument_and_treats_each_image_alone():
@@ -391,6 +405,8 @@ def test_a_batch_that_leaves_batch_norm_a_single_value_is_refused():
         ({"widths": ()}, r"^widths must be .*got \(\)"),
         ({"batch_norm_eps": 0.0}, r"^batch_norm_eps must be in \(0, 1\], got 0.0"),
         ({"batch_norm_eps": float("nan")}, r"^batch_norm_eps must be in \(0, 1\], got nan"),
+        ({"output": "tanh"}, "^output must be 'sigmoid' or 'softmax', got 'tanh'"),
+        ({"output": "softmax"}, "^out_channels must be at least 2 for a softmax, the background and a class, got 1"),
         ({"dtype": "float16"}, "^dtype must be 'float32' or 'float64', got 'float16'"),
         ({"widths": (4, 0)}, r"^widths must be .*got \(4, 0\)"),
         ({"in_channels": 0}, "^in_channels must be at least 1, got 0"),

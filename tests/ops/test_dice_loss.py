@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,28 @@ def test_dice_over_the_image_is_the_mean_of_the_images():
     whole, _ = dice_loss_forward(p, t, over="batch")
     assert whole == dice_loss_forward(p.reshape(1, 1, 4, 1), t.reshape(1, 1, 4, 1))[0]
     assert whole != np.mean(losses)
+
+
+def test_dice_over_the_class_is_the_mean_of_the_channels():
+    p, t = np.array([[0.5, 0.25], [1.0, 0.75]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    p, t = p.reshape(2, 1, 1, 2), t.reshape(2, 1, 1, 2)  # two images of one pixel
+    loss, cache = dice_loss_forward(p, t, over="class")
+    first, second = (2 * 1.5 + 1) / (1.5 + 2 + 1), (2 * 0.75 + 1) / (1 + 1 + 1)
+    assert loss == pytest.approx(1 - (first + second) / 2, rel=1e-15, abs=0)
+    # (Dice - 2t) / denominator of the channel, and half of it: there are two channels
+    expected = np.array([[first - 2, second], [first - 2, second - 2]]) / [4.5, 3.0] / 2
+    assert dice_loss_backward(cache).reshape(2, 2) == pytest.approx(expected, rel=1e-15, abs=0)
+    assert loss == np.mean([dice_loss_forward(p[..., [c]], t[..., [c]])[0] for c in range(2)])
+
+
+def test_a_small_class_beside_a_large_one_has_a_say_over_the_class_alone():
+    """The large one is found, the small one is missed."""
+    t = np.zeros((1, 1, 100, 2))
+    t[:, :, :90, 0], t[:, :, 90:95, 1] = 1, 1
+    found = t * [1, 0]
+    losses = {over: dice_loss_forward(found, t, smooth=1e-6, over=over)[0] for over in ("batch", "image", "class")}
+    assert losses["class"] == pytest.approx(0.5, rel=1e-6)
+    assert losses["batch"] == losses["image"] < 0.03
 
 
 def test_smooth_is_1_and_the_batch_is_one_mask_unless_said():

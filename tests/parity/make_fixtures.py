@@ -7,11 +7,13 @@ it does not depend on NumPy's streams of random numbers, and the versions and th
 """
 
 from datetime import date
+from typing import get_args
 
 import numpy as np
 import torch
 
 from minunet.base.rng import Key
+from minunet.ops.dice_loss import Over
 from tests.parity import torch_reference
 from tests.parity.problems import (
     FIXTURES,
@@ -23,7 +25,7 @@ from tests.parity.problems import (
     training_problem,
     unet_problem,
 )
-from tests.strategies import OPS, Case
+from tests.strategies import OPS, Case, class_target
 
 
 def conv(x: tuple, weight: tuple, *, bias: bool, seed: int, **options: object) -> Case:
@@ -59,6 +61,15 @@ def prediction(argument: str, seed: int, **options: object) -> Case:
     return Case({argument: values}, {"target": target, **options}, rng)
 
 
+def of_classes(seed: int, *, soft: bool = False, **options: object) -> Case:
+    """Three images of four classes; some pixels of the first two are to be ignored, and all of the last."""
+    rng = np.random.default_rng(seed)
+    shape = (3, 5, 4, 4)
+    target = class_target(rng, shape, 0.2, soft=soft)
+    target[-1] = 0
+    return Case({"logits": 3 * rng.standard_normal(shape)}, {"target": target, **options}, rng)
+
+
 def joined(seed: int) -> Case:
     rng = np.random.default_rng(seed)
     return Case({"up": rng.standard_normal((2, 3, 4, 2)), "skip": rng.standard_normal((2, 3, 4, 3))}, {}, rng)
@@ -92,14 +103,17 @@ def op_problems() -> dict[str, Problem]:
         },
         "relu": {"": images(17)},
         "sigmoid": {"": images(18, scale=4), "saturated": images(19, scale=30)},
+        "softmax": {"": images(26, scale=2), "saturated": images(27, scale=30)},
         "dropout": {"": images(20, rate=0.3, key=key), "inference": images(21, rate=0.3, key=None)},
         "concat": {"": joined(22)},
-        "dice_loss": {over: prediction("probabilities", 23, smooth=1.0, over=over) for over in ("batch", "image")},
+        "dice_loss": {over: prediction("probabilities", 23, smooth=1.0, over=over) for over in get_args(Over)},
         "bce_with_logits": {"": prediction("logits", 24)},
+        "softmax_cross_entropy": {"": of_classes(28), "soft": of_classes(29, soft=True)},
         "segmentation_loss": {
             over: prediction("logits", 25, dice_weight=0.7, bce_weight=1.5, smooth=0.5, over=over)
-            for over in ("batch", "image")
+            for over in get_args(Over)
         },
+        "softmax_loss": {"": of_classes(30, dice_weight=0.7, cross_entropy_weight=1.5, smooth=0.5)},
     }
     losses = {op.name for op in OPS if op.is_loss}
     return {

@@ -91,7 +91,7 @@ def dropout(x: Tensor, rate: float, key: Key | None) -> Tensor:
 
 
 def dice_loss(probabilities: Tensor, target: Tensor, smooth: float, over: str) -> Tensor:
-    axes = (0, 1, 2, 3) if over == "batch" else (1, 2, 3)
+    axes = {"batch": (0, 1, 2, 3), "image": (1, 2, 3), "class": (0, 1, 2)}[over]
     overlap = (probabilities * target).sum(axes)
     dice = (2 * overlap + smooth) / (probabilities.sum(axes) + target.sum(axes) + smooth)
     return 1 - dice.mean()
@@ -102,6 +102,23 @@ def segmentation_loss(
 ) -> Tensor:
     dice = dice_loss(torch.sigmoid(logits), target, smooth, over)
     return dice_weight * dice + bce_weight * F.binary_cross_entropy_with_logits(logits, target)
+
+
+def softmax_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """PyTorch's with probabilities for a target, which are 0 in all classes where a pixel is to be ignored.
+
+    It averages over all pixels: so the sum is taken, and divided by the pixels that count.
+    """
+    total = F.cross_entropy(to_nchw(logits), to_nchw(target), reduction="sum")
+    return total / target.sum().clamp(min=1)
+
+
+def softmax_loss(
+    logits: Tensor, target: Tensor, dice_weight: float, cross_entropy_weight: float, smooth: float
+) -> Tensor:
+    p = torch.softmax(logits, dim=3) * target.sum(dim=3, keepdim=True)
+    dice = dice_loss(p[..., 1:], target[..., 1:], smooth, "class")
+    return dice_weight * dice + cross_entropy_weight * softmax_cross_entropy(logits, target)
 
 
 OPS: dict[str, Callable[..., Tensor]] = {
@@ -116,6 +133,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "dice_loss": dice_loss,
     "bce_with_logits": lambda logits, target: F.binary_cross_entropy_with_logits(logits, target),
     "segmentation_loss": segmentation_loss,
+    "softmax": lambda x: torch.softmax(x, dim=3),
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "softmax_loss": softmax_loss,
 }
 
 

@@ -250,6 +250,26 @@ def test_a_file_from_before_the_eps_was_a_setting_has_that_of_keras(tmp_path):
         Run(batch_norm_eps=0.1).load(path)
 
 
+def test_a_file_from_before_there_were_outputs_has_sigmoids(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run(out_channels=3).save(path)
+    arrays, metadata = archive.load(path)
+    del metadata["model"]["output"]
+    archive.save(path, arrays, metadata)
+    assert checkpoint.load_net(path)[0].config == run.net.config
+    Run(out_channels=3).train(1).load(path)
+    with pytest.raises(UserError, match=r"output was 'sigmoid', is 'softmax'"):
+        Run(out_channels=3, output="softmax").load(path)
+
+
+def test_the_output_comes_back(tmp_path):
+    run = Run(out_channels=3, output="softmax").save(tmp_path / "last.npz")
+    net, _ = checkpoint.load_net(tmp_path / "last.npz", "raw")
+    logits = np.random.default_rng(0).standard_normal((1, 4, 4, 3)).astype("float32")
+    assert np.array_equal(net.probabilities(logits), run.net.probabilities(logits))
+    assert net.probabilities(logits).sum(axis=-1) == pytest.approx(1, rel=1e-6)
+
+
 def test_the_eps_comes_back(tmp_path):
     Run(batch_norm_eps=0.1).save(tmp_path / "last.npz")
     net, _ = checkpoint.load_net(tmp_path / "last.npz")
@@ -315,6 +335,8 @@ def test_kernels_are_counted_as_the_network_has_them(widths, channels, kernels, 
         {"dtype": ["f4"]},
         {"dropout": "high"},
         {"batch_norm_eps": "small"},
+        {"output": "tanh"},
+        {"output": "softmax"},  # of one channel
         {"batch_norm_eps": 0},
         {"dtype": "float16"},
         {"dropout": math.nan},

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.training.config import TrainingConfig
 
 
@@ -15,6 +16,19 @@ def test_the_learning_rate_follows_its_schedule():
     assert rates[25] == pytest.approx(0.25)
     assert 0 < rates[39] < 0.002
     assert replace(config, schedule="constant").learning_rate(39, 10) == 0.5
+
+
+def test_the_settings_tell_the_losses_apart_and_those_of_masks_are_as_ever():
+    """A resumed run compares them with those in its checkpoint."""
+    masks = {"dice_weight": 1.0, "bce_weight": 1.0, "smooth": 1.0, "over": "batch"}
+    assert TrainingConfig().settings()["loss"] == masks
+    assert TrainingConfig(loss=SegmentationLoss(over="class")).settings()["loss"] == {**masks, "over": "class"}
+    assert TrainingConfig(loss=SoftmaxLoss(dice_weight=0.5)).settings()["loss"] == {
+        "class": "minunet.network.loss.SoftmaxLoss",
+        "dice_weight": 0.5,
+        "cross_entropy_weight": 1.0,
+        "smooth": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from minunet.base.durable import TEMPORARY_NAME
 from minunet.base.environment import environment
 from minunet.base.errors import Diverged, UserError
 from minunet.data.augment import PRESETS, Augmentation
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training import loop, metrics
 from minunet.training.checkpoint import load_net
@@ -402,6 +403,20 @@ def test_one_value_a_channel_is_refused_before_the_first_step(slices, tmp_path, 
         assert not (tmp_path / "run").exists()
     else:
         assert run(slices, tmp_path / "run", config, net=net).finished
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "words"),
+    [
+        (SegmentationLoss(), "softmax", "output='sigmoid' for a SegmentationLoss, got 'softmax'"),
+        (SoftmaxLoss(), "sigmoid", "output='softmax' for a SoftmaxLoss, got 'sigmoid'"),
+    ],
+)
+def test_a_loss_and_an_output_that_do_not_fit_are_refused_before_the_first_step(slices, tmp_path, loss, output, words):
+    net = tiny_net(out_channels=3, output=output, dtype="float32")
+    with pytest.raises(ValueError, match=f"^the network must have {words}$"):
+        run(slices, tmp_path / "run", replace(CONFIG, loss=loss), net)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_training_sample_is_made_of_whole_patients(slices):

@@ -2,13 +2,11 @@
 
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.engines.memory import StepBytes, training_bytes
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss
 from minunet.network.unet import UNet
 
 
-def unsupported(
-    net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
-) -> str | None:
+def unsupported(net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: str) -> str | None:
     """Why the engine cannot take this network, or None."""
     config = net.config
     if config["up_kernel"] not in (2, 3):
@@ -19,7 +17,7 @@ def unsupported(
     return None
 
 
-def build(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str) -> CpuEngine:
+def build(net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: str) -> CpuEngine:
     """The engine, with a process for each core."""
     return CpuEngine(net, loss, max_batch, image_size)
 

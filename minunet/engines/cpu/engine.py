@@ -27,11 +27,12 @@ from minunet.data.batches import Batch, cropped
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
-from minunet.engines.cpu.loss import probabilities
+from minunet.engines.cpu.loss import AnyLoss, probabilities
 from minunet.engines.cpu.program import Program, build, plan_of
 from minunet.engines.cpu.team import Team, TeamError, usable_size
 from minunet.network.layers import Arrays, BatchNorm2d, map_arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
+from minunet.network.own_code import own_loss
 from minunet.network.unet import UNet
 from minunet.ops.checks import check_target
 from minunet.training.optim import AdamW, WeightEMA
@@ -52,7 +53,7 @@ class CpuEngine(Engine):
     def __init__(
         self,
         net: UNet,
-        loss: SegmentationLoss,
+        loss: Loss,
         max_batch: int,
         image_size: tuple[int, int],
         workers: int | None = None,
@@ -65,7 +66,7 @@ class CpuEngine(Engine):
             "parameters": {name: list(array.shape) for name, array in net.parameters().items()},
             "buffers": {name: list(array.shape) for name, array in net.buffers().items()},
             "eps": {name: layer.eps for name, layer in net.leaves().items() if isinstance(layer, BatchNorm2d)},
-            "loss": asdict(loss),
+            "loss": known_loss(loss),
             "max_batch": max_batch,
             "image_size": list(image_size),
         }
@@ -117,7 +118,8 @@ class CpuEngine(Engine):
         one_pixel = len(x) * (x.shape[1] >> self.net.depth) * (x.shape[2] >> self.net.depth) == 1
         if key is None or one_pixel or not self._fits(x):
             return super().loss_and_grads(x, target, key)  # which knows what to refuse
-        check_target(target, (*x.shape[:3], self._program.plan.out_channels))
+        if self._program.plan.loss is not None:  # another loss says itself what it takes
+            check_target(target, (*x.shape[:3], self._program.plan.out_channels))
         self.claim_training()
         with self.lock:
             return self._loss_and_grads(x, target, key)
@@ -129,7 +131,10 @@ class CpuEngine(Engine):
         steps, plan = self._program.steps_for(True, batch), self._program.plan
         assert steps.loss is not None
         steps.work.arrays[plan.images][:batch] = x
-        steps.work.arrays[plan.target][:batch] = target
+        if isinstance(steps.loss, AnyLoss):
+            steps.loss.loss, steps.loss.target = self.loss, target
+        else:
+            steps.work.arrays[plan.target][:batch] = target
         self._team.run(["train", batch, list(key)])
         stats: Arrays = {}
         for unit, norm in self._program.norms[True].items():
@@ -157,6 +162,8 @@ class CpuEngine(Engine):
         if not self._fits(x):
             return super().predict(x, net)
         z = self.logits(x, net)
+        if (net or self.net).config["output"] != "sigmoid":
+            return (net or self.net).probabilities(z)
         return probabilities(z, np.exp(-abs(z)))
 
     def clip(self, grads: Arrays, max_norm: float) -> tuple[Arrays, float]:
@@ -209,6 +216,12 @@ class CpuEngine(Engine):
             and x.shape[1:] == (*self.image_size, self._program.plan.in_channels)
             and x.dtype == self._program.plan.dtype
         )
+
+
+def known_loss(loss: Loss) -> dict[str, Any] | None:
+    """The options of a loss whose stages the engine has; None for any other loss."""
+    known = isinstance(loss, SegmentationLoss) and own_loss(loss) is None and loss.over != "class"
+    return vars(loss) if known else None
 
 
 def _arrays(net: UNet) -> Arrays:

@@ -6,8 +6,10 @@ rows; between the two stages they wait for each other's sums. The probabilities 
 
 import numpy as np
 
+from minunet.base.backend import Array
 from minunet.engines.cpu.filters import FlippedFilters
 from minunet.engines.cpu.work import Work
+from minunet.network.loss import Loss
 
 LOSS_BUDGET = 200_000  # bytes of the logits of one chunk
 OVERLAP, PROBABILITY, TARGET, ENTROPY = range(4)  # the sums of an image: of p t, p, t and the cross entropy
@@ -56,7 +58,9 @@ class LossGradient:
         self.value = 0.0
 
     def run(self) -> None:
-        dice_weight, bce_weight, loss = self.loss.dice_weight, self.loss.bce_weight, self.loss
+        loss = self.loss
+        assert loss is not None
+        dice_weight, bce_weight = loss.dice_weight, loss.bce_weight
         images = self.work.whole_batch
         sums = self.sums[:, :images].sum(axis=0)
         if loss.over == "batch":
@@ -73,4 +77,26 @@ class LossGradient:
             p, t = self.dlogits[rows], self.target[rows]
             ddice = (dice[rows[0]] - 2 * t) * slope[rows[0]] * p * (1 - p)
             self.dlogits[rows] = ddice + (p - t) * self.work.dtype.type(bce_weight / count)
+        self.flipped.run()
+
+
+class AnyLoss:
+    """The stage of a loss that the stages above do not compute: one for classes, or one of your own.
+
+    The process that called the engine works it out with the loss's own code, on all images, while the others make the
+    filters of the backward pass.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.flipped = work, FlippedFilters(work)
+        self.loss: Loss | None = None  # of that process, as is the target
+        self.target: Array = None
+        self.value = 0.0
+
+    def run(self) -> None:
+        if self.loss is not None:
+            images, arrays, plan = self.work.whole_batch, self.work.arrays, self.work.plan
+            value, cache = self.loss.forward(arrays[plan.logits][:images], self.target)
+            arrays[plan.dlogits][:images] = self.loss.backward(cache)
+            self.value = value.item()
         self.flipped.run()

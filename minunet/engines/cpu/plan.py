@@ -145,7 +145,8 @@ class Memory(NamedTuple):
 class Plan:
     """Everything that follows from the network, the loss, the largest batch and the number of processes.
 
-    ``config`` is :attr:`minunet.network.unet.UNet.config`; ``parameters`` and ``buffers`` are the shapes of the
+    ``config`` is :attr:`minunet.network.unet.UNet.config`; ``loss`` is None if it is not one that the stages of
+    :mod:`.loss` compute; ``parameters`` and ``buffers`` are the shapes of the
     network's arrays by name, ``eps`` those of its batch norms.
     """
 
@@ -155,7 +156,7 @@ class Plan:
         parameters: Mapping[str, Iterable[int]],
         buffers: Mapping[str, Iterable[int]],
         eps: Mapping[str, float],
-        loss: SegmentationLoss,
+        loss: SegmentationLoss | None,
         max_batch: int,
         image_size: tuple[int, int],
         processes: int,
@@ -302,9 +303,13 @@ class Plan:
     def backward_stages(self) -> list[Stage]:
         """From the logits to the gradients: the mirror image."""
         last = self.units[-1]
+        used = self.logits, self.target, self.dlogits
         stages = [
-            Stage("loss_sums", None, (self.logits, self.target, self.dlogits)),
-            Stage("loss_gradient", None, (self.target, self.dlogits)),
+            *(
+                [Stage("any_loss", None, (self.logits, self.dlogits))]
+                if self.loss is None
+                else [Stage("loss_sums", None, used), Stage("loss_gradient", None, used[1:])]
+            ),
             Stage("head_backward", None, (self.dlogits, last.z, last.g)),
         ]
         for unit in reversed(self.units):

@@ -40,6 +40,7 @@ STAGES: dict[str, Callable[..., Runnable]] = {
     "head": head.HeadForward,
     "loss_sums": loss.LossSums,
     "loss_gradient": loss.LossGradient,
+    "any_loss": loss.AnyLoss,
     "head_backward": head.HeadBackward,
     "conv_backward": convolution.ConvBackward,
     "conv_planes_backward": channels.PlanesBackward,
@@ -64,7 +65,7 @@ class Steps:
         self.work = work
         self.stages: list[tuple[Stage, Runnable]] = []
         self.masks: filters.FiltersAndMasks | None = None
-        self.loss: loss.LossGradient | None = None
+        self.loss: loss.LossGradient | loss.AnyLoss | None = None
         for stage in stages:
             work.scratch.reset()  # nothing in it outlives a stage, so that all stages use the same memory
             make = STAGES[stage.kind]
@@ -72,7 +73,7 @@ class Steps:
             self.stages.append((stage, made))
             if isinstance(made, filters.FiltersAndMasks):
                 self.masks = made
-            elif isinstance(made, loss.LossGradient):
+            elif isinstance(made, loss.LossGradient | loss.AnyLoss):
                 self.loss = made
 
     def run(self, batch: int, first: int = 0) -> None:
@@ -190,7 +191,8 @@ def _view(memory: np.ndarray, offset: int, shape: tuple[int, ...], dtype: np.dty
 
 def plan_of(arguments: Mapping[str, Any], processes: int) -> Plan:
     """The plan for what :func:`build` is given."""
-    loss, (height, width) = SegmentationLoss(**arguments["loss"]), arguments["image_size"]
+    options, (height, width) = arguments["loss"], arguments["image_size"]
+    loss = None if options is None else SegmentationLoss(**options)
     return Plan(**{**arguments, "loss": loss, "image_size": (height, width)}, processes=processes)
 
 

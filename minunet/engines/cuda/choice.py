@@ -22,7 +22,7 @@ from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels
 from minunet.engines.cuda.trial import what_is_wrong
 from minunet.engines.memory import StepBytes
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
 from minunet.network.unet import UNet
 
 #: How long a trial may work or wait for the GPU. Most of it is the compiler, the first time: some ten seconds.
@@ -37,18 +37,17 @@ class Choice(NamedTuple):
     reason: str | None = None
 
 
-def unsupported(
-    net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str
-) -> str | None:
+def unsupported(net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: str) -> str | None:
     """Why the engine cannot take this network, or not in this precision on this GPU; or None."""
-    reason = takes(net)
+    reason = takes(net, loss)
     if reason is None and precision == "bf16" and (chosen := choose(precision)).kernels == "row3":
         return f"bf16 needs the engine's own kernels: {chosen.reason}"
     return reason
 
 
-def build(net: UNet, loss: SegmentationLoss, max_batch: int, image_size: tuple[int, int], precision: str) -> CudaEngine:
+def build(net: UNet, loss: Loss, max_batch: int, image_size: tuple[int, int], precision: str) -> CudaEngine:
     """The engine with the kernels that :func:`choose` finds."""
+    assert isinstance(loss, SegmentationLoss)  # unsupported lets no other pass
     chosen = choose(precision)
     kernels = make(array_module(net.head.weight), precision, chosen)
     return CudaEngine(net, loss, max_batch, image_size, kernels, chosen.reason)

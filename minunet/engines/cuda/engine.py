@@ -39,15 +39,19 @@ from minunet.engines.cuda.optimizer import MultiTensorAdamW, MultiTensorEMA
 from minunet.engines.cuda.specification import Mask, Norm, SpecificationKernels, Weight
 from minunet.network.blocks import DoubleConv
 from minunet.network.layers import Arrays, BatchNorm2d, Conv2d, ConvTranspose2d, Dropout, map_arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import Loss, SegmentationLoss
+from minunet.network.own_code import own_loss
 from minunet.network.unet import UNet
-from minunet.ops import sigmoid_forward
 from minunet.training.step import Engine
 
 
-def takes(net: UNet) -> str | None:
-    """Why the engine cannot take this network, or None."""
+def takes(net: UNet, loss: Loss) -> str | None:
+    """Why the engine cannot take this network with this loss, or None."""
     config = net.config
+    if not isinstance(loss, SegmentationLoss) or own_loss(loss):
+        return own_loss(loss)
+    if loss.over == "class":
+        return "the CUDA engine has no Dice class by class"
     if config["dtype"] != "float32":
         return f"the CUDA engine works in float32, and the network's dtype is {config['dtype']}"
     if net.depth == 0:
@@ -74,6 +78,7 @@ class CudaEngine(Engine):
         reason: str | None = None,
     ) -> None:
         super().__init__(net, loss)
+        self.segmentation_loss = loss  # the only one that it takes
         self.lock = threading.RLock()
         xp = array_module(net.head.weight)
         self.kernels, self.reason = kernels, reason
@@ -111,7 +116,7 @@ class CudaEngine(Engine):
         with self.lock:
             step = _Step(self.kernels, self.net, self.results, buffers, n, training=True)
             step.forward(x, key)
-            value = step.backward(target, self.loss)
+            value = step.backward(target, self.segmentation_loss)
             return value.item(), self.grads, self.stats  # the first line that waits for the device
 
     def logits(self, x: Array, net: UNet | None = None) -> Array:
@@ -123,8 +128,7 @@ class CudaEngine(Engine):
     def predict(self, x: Array, net: UNet | None = None) -> Array:
         """As the plain path: the images are padded for the network, and the result is cropped."""
         logits = self.logits((net or self.net).pad(x), net)
-        probabilities, _ = sigmoid_forward(logits[:, : x.shape[1], : x.shape[2]])
-        return probabilities
+        return (net or self.net).probabilities(logits[:, : x.shape[1], : x.shape[2]])
 
     def _buffers(self, x: Array) -> "Buffers":
         """The engine's buffers if they take images ``x``, else new ones, which last for this call."""

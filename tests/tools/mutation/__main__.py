@@ -27,11 +27,12 @@ from tests.tools.mutation.trial import ROOT, Results, Trial, own_tests, run_tria
 MODULES = [
     *(
         f"minunet/ops/{op}.py"
-        for op in ("relu", "concat", "sigmoid", "dropout", "max_pool2d", "batch_norm2d", "checks")
+        for op in ("relu", "concat", "sigmoid", "softmax", "dropout", "max_pool2d", "batch_norm2d", "checks")
     ),
     "minunet/training/optim.py",
     "minunet/ops/dice_loss.py",
     "minunet/ops/bce_with_logits.py",
+    "minunet/ops/softmax_cross_entropy.py",
     "minunet/network/loss.py",
     "minunet/ops/conv2d.py",
     "minunet/ops/conv_transpose2d.py",

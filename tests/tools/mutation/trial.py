@@ -43,9 +43,10 @@ def own_tests(module: str, where: str = "") -> list[str]:
             "tests/network/test_loss.py",
         ]
         return [*tests, contract, "-k", "checks or conv or dice or loss"]
-    if name in ("dice_loss", "bce_with_logits", "loss"):
-        tests = ["tests/ops/test_dice_loss.py", "tests/ops/test_bce_with_logits.py", "tests/network/test_loss.py"]
-        return [*tests, contract, module, "-k", "loss or bce"]
+    losses = "dice_loss", "bce_with_logits", "softmax_cross_entropy"
+    if name in (*losses, "loss"):
+        tests = [*(f"tests/ops/test_{loss}.py" for loss in losses), "tests/network/test_loss.py"]
+        return [*tests, contract, module, "-k", "loss or bce or softmax"]
     if name in ("conv2d", "conv_transpose2d"):
         return [own, "tests/ops/test_convolutions.py", contract, module, "-k", name]
     if path.parent.name == "ops":
