@@ -143,6 +143,7 @@ UPDATE, CLIP = AdamW._update, optim.clip_by_global_norm
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_an_edit_of_the_code_is_what_trains(monkeypatch, edit):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # no team: what is edited is the plain path
     monkeypatch.setattr(*edit)
     name, reason = built()
     assert name == "plain"

@@ -47,7 +47,7 @@ def test_a_predictor_used_by_four_threads_is_right_each_time(workers, frozen):
         assert not np.allclose(expected[0], expected[1])
 
         def ask(number):
-            return [predictor.probabilities(volumes[number]) for _ in range(100)]
+            return [predictor.probabilities(volumes[number]) for _ in range(30)]
 
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(ask, range(4)))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.command_line import SMALL, run, weights
+from tests.command_line import NO_PICTURES, SMALL, run, weights, write_patients
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes away what Linux has")
 
@@ -54,22 +54,25 @@ sys.modules["resource"] = None""",
 
 def train(folder, before, processes):
     """A short training, on any machine by that many processes; what it says, and its folder."""
+    write_patients(folder / "data")
     before += f"\nimport minunet.engines.cpu.team as team; team._physical_cores = team._quota = lambda: {processes}"
-    ended = run("train_lgg", *SMALL, "--epochs", "1", cwd=folder, before=before, fresh=True)
+    arguments = ("--data", "data", *SMALL, "--epochs", "1", "--output", "run")
+    ended = run("train_lgg", *arguments, cwd=folder, before=before, fresh=True)
     assert (ended.code, ended.err) == (0, "")
-    return ended.out, folder / "runs" / "quick"
+    return ended.out, folder / "run"
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory):
     """The folder of a training that lacks nothing, by the number of its processes."""
-    return {count: train(tmp_path_factory.mktemp("usual"), "", count)[1] for count in (1, 2)}
+    return {count: train(tmp_path_factory.mktemp("usual"), NO_PICTURES, count)[1] for count in (1, 2)}
 
 
 @pytest.mark.parametrize("lack", [*LACKS, "all"])
 def test_a_training_ends_with_the_same_bits(tmp_path, usual, lack):
     alone = lack in ("passing descriptors", "all")
-    out, folder = train(tmp_path, LACKS.get(lack) or "\n".join(LACKS.values()), 2)
+    before = "\n".join(LACKS.values()) if lack == "all" else LACKS[lack] + NO_PICTURES
+    out, folder = train(tmp_path, before, 2)
     assert ("engine: cpu, 1 process (a team of 2 processes cannot start: " in out) == alone
     assert ("engine: cpu, 2 processes\n" in out) == (not alone)
     expected = usual[1 if alone else 2]
