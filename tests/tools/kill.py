@@ -75,7 +75,7 @@ def kill_runs(scratch: Path, count: int, seed: int = 0, engine: str = "auto") ->
         in_training = process.wait() == -signal.SIGKILL and not (folder / "run" / "curves.png").exists()
         if in_training:
             metadata = load(folder / "run" / "last.npz")[1]
-            ended = run("train_lgg", "--resume", "run", "--quiet", cwd=folder, timeout=600)
+            ended = run("train_lgg", "--resume", "run", "--quiet", cwd=folder, fresh=True)
             same = ended.code == 0 and weights(folder / "run") == expected
             yield Killed(metadata["progress"]["epoch"], same, metadata["engine"])
             number += 1

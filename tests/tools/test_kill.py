@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is of POSIX 
 
 
 def test_killed_runs_resume_to_the_bits_of_the_unbroken_one(tmp_path):
-    assert [killed.same for killed in kill_runs(tmp_path, count=2)] == [True, True]
+    assert [killed.same for killed in kill_runs(tmp_path, count=1)] == [True]
 
 
 def test_killed_saves_lose_no_checkpoint(tmp_path):
