@@ -83,7 +83,7 @@ struct Product {
 struct Meeting {
     const char* what;
     unsigned int mask, arrived, left;
-    unsigned char operands[32][SLOT_BYTES];
+    alignas(16) unsigned char operands[32][SLOT_BYTES];
 };
 
 struct Thread;
@@ -232,7 +232,7 @@ inline void meet(const char* what, unsigned int mask, const Operands& mine, Read
         meeting = &open.back();
         memset(meeting->operands, 0xff, sizeof meeting->operands);
     }
-    if (strcmp(meeting->what, what)) fail("lanes of one warp meet in %s and in %s", meeting->what, what);
+    if (meeting->what != what && strcmp(meeting->what, what)) fail("lanes of one warp meet in %s and in %s", meeting->what, what);
     memcpy(meeting->operands[current->lane], &mine, sizeof mine);
     meeting->arrived |= bit;
     current->state = AT_MEETING;
@@ -241,10 +241,8 @@ inline void meet(const char* what, unsigned int mask, const Operands& mine, Read
         for (unsigned int lane = 0; lane < 32; ++lane)
             if (mask >> lane & 1) make_ready(machine.threads[32 * current->warp + lane]);
     to_scheduler();
-    read([meeting](unsigned int lane) {
-        Operands theirs;
-        memcpy(&theirs, meeting->operands[lane & 31], sizeof theirs);
-        return theirs;
+    read([meeting](unsigned int lane) -> const Operands& {
+        return *reinterpret_cast<const Operands*>(meeting->operands[lane & 31]);
     });
     meeting->left |= bit;
     while (!open.empty() && open.front().left == open.front().mask) open.pop_front();
@@ -354,11 +352,12 @@ inline void multiply_tf32(float (&c)[4], const unsigned int (&a)[4], const unsig
     memcpy(mine.b, b, sizeof mine.b);
     unsigned int g = current->lane / 4, t = current->lane % 4;
     meet("mma.tf32", ~0u, mine, [&](auto of) {
-        for (unsigned int k = 0; k < 8; ++k)
-            for (unsigned int i = 0; i < 4; ++i) {
-                float left = tf32(of(4 * g + k % 4).a[(k / 4) * 2 + i / 2]);
-                c[i] += left * tf32(of(4 * (2 * t + i % 2) + k % 4).b[k / 4]);
-            }
+        for (unsigned int k = 0; k < 8; ++k) {
+            const unsigned int* of_a = of(4 * g + k % 4).a + k / 4 * 2;
+            const float left[2] = {tf32(of_a[0]), tf32(of_a[1])};
+            const float right[2] = {tf32(of(8 * t + k % 4).b[k / 4]), tf32(of(8 * t + 4 + k % 4).b[k / 4])};
+            for (unsigned int i = 0; i < 4; ++i) c[i] += left[i / 2] * right[i % 2];
+        }
     });
 }
 
@@ -370,12 +369,14 @@ inline void multiply_bf16(float (&c)[4], const unsigned int (&a)[4], const unsig
     memcpy(mine.b, b, sizeof mine.b);
     unsigned int g = current->lane / 4, t = current->lane % 4;
     meet("mma.bf16", ~0u, mine, [&](auto of) {
-        for (unsigned int k = 0; k < 16; ++k)
-            for (unsigned int i = 0; i < 4; ++i) {
-                unsigned int half = 16 * (k % 2), holder = k % 8 / 2;
-                float left = bf16(of(4 * g + holder).a[(k / 8) * 2 + i / 2] >> half & 0xffff);
-                c[i] += left * bf16(of(4 * (2 * t + i % 2) + holder).b[k / 8] >> half & 0xffff);
-            }
+        for (unsigned int k = 0; k < 16; ++k) {
+            const unsigned int half = 16 * (k % 2), holder = k % 8 / 2;
+            const unsigned int* of_a = of(4 * g + holder).a + k / 8 * 2;
+            const float left[2] = {bf16(of_a[0] >> half & 0xffff), bf16(of_a[1] >> half & 0xffff)};
+            const float right[2] = {bf16(of(8 * t + holder).b[k / 8] >> half & 0xffff),
+                                    bf16(of(8 * t + 4 + holder).b[k / 8] >> half & 0xffff)};
+            for (unsigned int i = 0; i < 4; ++i) c[i] += left[i / 2] * right[i % 2];
+        }
     });
 }
 

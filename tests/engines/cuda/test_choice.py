@@ -5,6 +5,7 @@ puts emulated kernels in their place, or behaves badly.
 """
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,10 +24,8 @@ from tests import strict_cupy
 from tests.engines.cuda.emulator import COMPILER, EmulatedKernels
 from tests.implementations import gpu_capability
 
-WRONG_CONVOLUTIONS = {
-    "another tap": ("weights.cu", "tap = rest / panels;", "tap = rest / panels * 0;"),
-    "the same tile again": ("grad_weight_wgmma.cu", "at.next(p)", "void(0)"),
-}
+ANOTHER_TAP = ("weights.cu", "tap = rest / panels;", "tap = rest / panels * 0;")
+THE_SAME_TILE_AGAIN = ("grad_weight_wgmma.cu", "at.next(p)", "void(0)")
 WRONG_STEPS = {
     "no dropout": ("norm.cu", "if (pooled_bits) {", "if (false) {"),
     "half a gradient": ("optimizer.cu", "one_less_beta1 * g[i]", "one_less_beta1 * 0.5f * g[i]"),
@@ -58,9 +57,8 @@ def test_right_kernels_pass(precision, hopper):
 
 @emulated
 @pytest.mark.usefixtures("standin")
-@pytest.mark.parametrize("patch", WRONG_CONVOLUTIONS.values(), ids=WRONG_CONVOLUTIONS)
-def test_wrong_convolutions_fail(patch):
-    kernels = emulated_kernels("bf16", hopper=True, patches=[patch])
+def test_wrong_convolutions_fail():
+    kernels = emulated_kernels("bf16", hopper=True, patches=[THE_SAME_TILE_AGAIN])
     assert trial.convolution_distance(kernels, SpecificationKernels(np, "bf16")) > 10 * trial.CONVOLUTION["bf16"]
 
 
@@ -124,17 +122,18 @@ def test_right_kernels_are_chosen(gpu):
 
 @emulated
 def test_where_those_of_hopper_are_wrong_the_others_are_taken(gpu):
-    gpu(f"return EmulatedKernels(precision, patches=[{WRONG_CONVOLUTIONS['another tap']}] * hopper, hopper=hopper)")
+    gpu(f"return EmulatedKernels(precision, patches=[{ANOTHER_TAP}] * hopper, hopper=hopper)")
     name, reason = choice.choose("bf16")
     assert name == "mma.sync"
-    assert reason.startswith("the wgmma kernels are wrong on this GPU: a small convolution is ")
+    found = re.fullmatch(r"the wgmma kernels are wrong on this GPU: a small convolution is (\S+) off", reason)
+    assert float(found[1]) > 10 * trial.CONVOLUTION["bf16"]
 
 
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("time.sleep(10**6)", "did not come to an end within 3 s of work"),
-        ("while True: pass", "did not come to an end within 3 s of work"),
+        ("time.sleep(10**6)", "did not come to an end within 1 s of work"),
+        ("while True: pass", "did not come to an end within 1 s of work"),
         ("os.abort()", "ended their process (exit code -6)"),
         ("sys.exit('no GPU')", "ended their process (exit code 1, no GPU)"),
         (
@@ -147,7 +146,7 @@ def test_where_those_of_hopper_are_wrong_the_others_are_taken(gpu):
 )
 def test_kernels_that_do_not_run(gpu, monkeypatch, behaviour, reason):
     if "an end" in reason:
-        monkeypatch.setattr(choice, "SECONDS", 3)
+        monkeypatch.setattr(choice, "SECONDS", 1)
     gpu(behaviour)
     assert choice.choose("tf32") == Choice("row3", f"the wgmma kernels {reason}; the mma.sync kernels {reason}")
     assert choice.choose("float32") == Choice("row3", f"the mma.sync kernels {reason}")

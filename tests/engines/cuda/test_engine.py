@@ -33,6 +33,7 @@ from minunet.training.config import TrainingConfig
 from minunet.training.loop import TrainingData, fit
 from minunet.training.optim import AdamW, WeightEMA
 from minunet.training.step import loss_and_grads, train_step
+from tests.command_line import write_patients
 from tests.engines.cases import train
 
 LOSS = SegmentationLoss(dice_weight=0.7, bce_weight=1.3, over="image")
@@ -466,7 +467,9 @@ def test_the_main_job_runs_on_the_device_and_reports_its_memory(device, tmp_path
     monkeypatch.chdir(tmp_path)
     example = Path(__file__).parents[3] / "examples" / "train_lgg.py"
     main = runpy.run_path(str(example))["main"]
-    arguments = ["--image-size", "16", "--epochs", "1", "--device", "cuda", "--quiet", "--output", "run"]
+    write_patients(tmp_path / "data", patients=6)
+    data = ["--data", "data", "--preset", "quick", "--image-size", "16"]
+    arguments = [*data, "--epochs", "1", "--device", "cuda", "--quiet", "--output", "run"]
     assert cli.run(main, arguments) == 0
     out = capsys.readouterr().out
     assert f"engine: cuda, float32, {'row3' if device.name == 'standin' else 'mma.sync'}" in out

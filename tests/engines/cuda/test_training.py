@@ -31,8 +31,8 @@ def test_a_training_by_the_kernels(monkeypatch, tmp_path, precision, tolerance):
     monkeypatch.setattr(choice, "choose", lambda precision: Choice("wgmma", "a reason"))
     monkeypatch.setattr(choice, "make", make)
     made = phantom.make(patients=2, size=16, seed=1)
-    slices = [made.subset([i for i, p in enumerate(made.patients) if p == name][:8]) for name in made.patient_names()]
-    config = TrainingConfig(epochs=2, batch_size=4, augmentation=PRESETS["strong"], clip_norm=1.0, ema_decay=0.9)
+    slices = [made.subset([i for i, p in enumerate(made.patients) if p == name][:4]) for name in made.patient_names()]
+    config = TrainingConfig(epochs=2, batch_size=2, augmentation=PRESETS["strong"], clip_norm=1.0, ema_decay=0.9)
 
     def network(where):
         return map_arrays(UNet(widths=(3, 5), dropout=0.2, seed=2), lambda array: to_device(array.copy(), where))
@@ -43,7 +43,7 @@ def test_a_training_by_the_kernels(monkeypatch, tmp_path, precision, tolerance):
 
     host, on_cpu = run("cpu", "cpu", choice="plain")
     net, whole = run("whole", "cuda", precision=precision)
-    with choice.build(network("cuda"), config.loss, 4, (16, 16), precision) as engine:
+    with choice.build(network("cuda"), config.loss, 2, (16, 16), precision) as engine:
         assert engine.description == f"cuda, {precision}, emulator (a reason)"
     for row, expected in zip(whole.history, on_cpu.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=tolerance)

@@ -34,8 +34,14 @@ def check_it(engine, net, x, target, bound):
         assert over_largest({"": engine.logits(x)}, {"": logits}) <= bound
 
 
-@pytest.mark.parametrize(("size", "n"), [(size, 2 + place % 2) for place, size in enumerate(USED)], ids=str)
-@pytest.mark.parametrize("kernels", [SpecificationKernels, Row3Kernels])
+@pytest.mark.parametrize(
+    ("kernels", "size", "n"),
+    [
+        *((SpecificationKernels, size, 2 + place % 2) for place, size in enumerate(USED)),
+        *((Row3Kernels, size, 3 - place % 2) for place, size in enumerate(USED[-2:])),
+    ],
+    ids=str,
+)
 def test_it_is_the_plain_path(kernels, size, n):
     net = network(widths=(4, 6, 8), seed=n)
     check_it(engine_for(net, n, *size, kernels), net, *batch(net, n, *size), 1e-10)
@@ -54,6 +60,6 @@ def test_offsets_of_both_signs(scale, offset):
 )
 def test_the_kernels_of_many_blocks(precision, hopper, bound):
     net = network(widths=(4, 6, 8), dtype="float32")
-    x, target = batch(net, 2, 44, 76)
-    engine = CudaEngine(net, LOSS, 2, (44, 76), kernels=EmulatedKernels(precision, hopper=hopper))
+    x, target = batch(net, 2, 28, 44)
+    engine = CudaEngine(net, LOSS, 2, (28, 44), kernels=EmulatedKernels(precision, hopper=hopper))
     check_it(engine, net, x, target, bound)
