@@ -11,15 +11,16 @@ from minunet.base.archive import load
 from minunet.data import phantom
 from minunet.data.normalize import apply
 from minunet.results.prediction import Predictor
-from tests.command_line import run, weights
+from tests.command_line import NO_PICTURES, run, weights, write_patients
 
-CROPS = ("--preset", "quick", "--crop", "32", "--epochs", "2", "--batch-size", "60", "--device", "cpu", "--quiet")
+CROPS = ("--data", "data", "--preset", "quick", "--crop", "32", "--epochs", "2", "--device", "cpu", "--quiet")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on crops of synthetic patients of 96 x 96 pixels."""
+    """A run on crops of six synthetic patients of 96 x 96 pixels, with the data beside it."""
     folder = tmp_path_factory.mktemp("crops")
+    write_patients(folder / "data", patients=6, size=96)
     assert run("train_lgg", *CROPS, "--output", "run", cwd=folder).code == 0
     return folder / "run"
 
@@ -40,8 +41,11 @@ def test_resumed_it_is_the_unbroken_run(trained, tmp_path):
         "def finish_and_stop(self):\n    finish(self)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "loop._Run.finish_epoch = finish_and_stop\n"
     )
-    assert run("train_lgg", *CROPS, "--output", "run", cwd=tmp_path, before=interrupt).code == 143
-    assert run("train_lgg", "--resume", "run", "--quiet", "--device", "cpu", cwd=tmp_path).code == 0
+    (tmp_path / "data").symlink_to(trained.parent / "data")
+    before = NO_PICTURES + interrupt
+    assert run("train_lgg", *CROPS, "--output", "run", cwd=tmp_path, before=before).code == 143
+    resume = ("train_lgg", "--resume", "run", "--quiet", "--device", "cpu")
+    assert run(*resume, cwd=tmp_path, before=NO_PICTURES).code == 0
     assert weights(tmp_path / "run") == weights(trained)
 
 

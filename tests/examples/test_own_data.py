@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from minunet.training.checkpoint import load_net
-from tests.command_line import EXAMPLES, SMALL, Ended, progress, run, tree, weights
+from tests.command_line import EXAMPLES, NO_PICTURES, SMALL, Ended, progress, run, tree, weights
 
 #: Words of LGG-MRI, which nothing about a road may hold.
 MEDICAL = re.compile(r"tumour|patient|FLAIR|contrast|3-D|\bslices?\b", re.IGNORECASE)
@@ -122,13 +122,13 @@ def test_a_run_is_resumed_with_its_flags_and_where_its_files_have_moved(scenes):
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     start = ("train_lgg", *SMALL, "--epochs", "1")
-    assert run(*start, "--output", "run", cwd=tmp_path).code == 0
+    assert run(*start, "--output", "run", cwd=tmp_path, before=NO_PICTURES).code == 0
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     for name in ("folders", "invert_masks", "target_name", "split_file", "images_per_epoch"):
         del config["options"][name]
     path.write_text(json.dumps(config))
-    ended = run("train_lgg", "--resume", "run", "--quiet", "--device", "cpu", cwd=tmp_path)
+    ended = run("train_lgg", "--resume", "run", "--quiet", "--device", "cpu", cwd=tmp_path, before=NO_PICTURES)
     assert (ended.code, ended.err) == (0, "")
     assert "warning" not in ended.out
 
