@@ -165,9 +165,13 @@ def finished(tmp_path_factory, patients):
 
 @pytest.fixture
 def place(tmp_path, patients, finished):
-    """An empty folder to work in, that knows where the patients and the finished run are."""
+    """An empty folder to work in, that knows where the patients and the finished run are.
+
+    The folder above it is empty, too: a message may point to data that lie there, as those of another test would.
+    """
+    (tmp_path / "here").mkdir()
     with contextlib.ExitStack() as scope:
-        yield Place(tmp_path, patients, finished, lambda command: scope.callback(subprocess.run, command, check=True))
+        yield Place(tmp_path / "here", patients, finished, lambda command: scope.callback(subprocess.run, command, check=True))
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def predict():
-    """``predict(*arguments)`` runs the example in this process and returns its exit code."""
+@pytest.fixture
+def predict(monkeypatch):
+    """``predict(*arguments)`` runs the example in this process, on one core, and returns its exit code."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     main = runpy.run_path(str(SCRIPT))["main"]
     return lambda *arguments: cli.run(main, [str(argument) for argument in arguments])
 
