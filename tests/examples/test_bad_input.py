@@ -171,7 +171,9 @@ def place(tmp_path, patients, finished):
     """
     (tmp_path / "here").mkdir()
     with contextlib.ExitStack() as scope:
-        yield Place(tmp_path / "here", patients, finished, lambda command: scope.callback(subprocess.run, command, check=True))
+        yield Place(
+            tmp_path / "here", patients, finished, lambda command: scope.callback(subprocess.run, command, check=True)
+        )
 
 
 @dataclass(frozen=True)

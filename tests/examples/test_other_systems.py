@@ -82,6 +82,7 @@ def test_a_training_ends_with_the_same_bits(tmp_path, usual, lack):
         assert (folder / name).read_text() == (expected / name).read_text()
 
 
+@pytest.mark.slow
 def test_the_main_job_without_all_of_them(tmp_path):
     """As the README has it: no flag. The figure is that of its table."""
     one_thread = {"OMP_NUM_THREADS": "1"}  # two of BLAS wait for each other most of the time, if the machine is busy
