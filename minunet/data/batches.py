@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from minunet.base import rng
-from minunet.base.backend import Array, Device, to_device
+from minunet.base.backend import Array, Device, array_module, to_device
 from minunet.data.augment import PLAIN, Augmentation, PixelPasses, augment
 from minunet.data.normalize import VolumeStatistics, apply
-from minunet.data.slices import SliceSet
+from minunet.data.slices import IGNORE, SliceSet
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """What a training step takes."""
 
     x: Array  # float32 (N, H, W, C), normalised, on the device
-    target: Array  # float32 (N, H, W, 1), 0 or 1, on the device
+    target: Array  # float32 (N, H, W, K), 0 or 1, on the device: see as_target
     files: tuple[str, ...]  # where the N slices came from
 
 
@@ -32,8 +32,9 @@ def epoch_order(slices: SliceSet, sampling: Sampling, count: int | None, key: rn
 
     ``sampling="shuffle"`` takes each slice once, in random order, before it takes any again. "tumour" draws a
     patient, each as likely as any other, and then one of its slices with a probability proportional to its
-    tumour area plus a floor, half of the patient's mean area: about every fifth draw is then an empty slice, so
-    that the network also learns what is no tumour. So patients with many slices or large tumours do not rule.
+    tumour area (that of all targets, if there are several) plus a floor, half of the patient's mean area: about every
+    fifth draw is then an empty slice, so that the network also learns what is no tumour. So patients with many slices
+    or large tumours do not rule.
     """
     generator = rng.generator(key._replace(stream=rng.SAMPLE))
     count = len(slices) if count is None else count
@@ -43,7 +44,7 @@ def epoch_order(slices: SliceSet, sampling: Sampling, count: int | None, key: rn
     assert sampling == "tumour", sampling
     patient = slices.patient_indices()
     patients = len(slices.patient_names())
-    area = slices.masks.sum(axis=(1, 2, 3), dtype=np.float64)
+    area = slices.areas()
     slices_of = np.bincount(patient)
     area_of = np.bincount(patient, weights=area)
     floor = np.maximum(0.5 * area_of / slices_of, 1.0)  # a patient without tumour: each slice alike
@@ -78,6 +79,9 @@ def prepare_batch(
     ``statistics`` has one row a patient of ``slices``. With ``crop`` the batch has a square of each slice, see
     :func:`cropped`. A crop and an augmentation need the key of the step; ``passes`` are those of the engine that the
     batch is for.
+
+    Masks of classes are moved as the numbers that they hold, each pixel by its nearest neighbour, and become a target
+    afterwards: no augmentation makes a class out of two others.
     """
     if (augmentation is not None or crop is not None) and key is None:
         raise ValueError("key must be given with a crop or an augmentation: it names the draw")
@@ -97,7 +101,23 @@ def prepare_batch(
         parts.append((x, target))
     if len(parts) > 1:
         x, target = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Batch(x, target, tuple(slices.files[i] for i in indices))
+    return Batch(x, as_target(target, len(slices.classes)), tuple(slices.files[i] for i in indices))
+
+
+def as_target(masks: Array, classes: int) -> Array:
+    """What the loss takes for ``masks`` (N, H, W, 1) of the numbers of so many classes: one-hot, (N, H, W, classes).
+
+    A pixel to be ignored is 0 in every class, and so counts for nothing. Masks of no classes, (N, H, W, K) of 0 and 1,
+    are a target already.
+
+    >>> as_target(np.array([[[[2], [0], [IGNORE]]]], "float32"), 3)
+    array([[[[0., 0., 1.],
+             [1., 0., 0.],
+             [0., 0., 0.]]]], dtype=float32)
+    """
+    if not classes:
+        return masks
+    return (masks == array_module(masks).arange(classes)).astype(masks.dtype)
 
 
 def cropped(
@@ -106,12 +126,12 @@ def cropped(
     """Images and masks of the slices at ``indices``; with ``crop`` a square of so many pixels of each.
 
     ``key`` draws where: every place in the image is as likely as any other. An image that is smaller is padded at the
-    bottom and right, by repeating the edge; its mask by 0.
+    bottom and right, by repeating the edge; its mask by 0, or, if it holds classes, by IGNORE.
     """
     if crop is None or key is None:
         return slices.images[indices], slices.masks[indices]
     images = np.empty((len(indices), crop, crop, slices.images.shape[3]), slices.images.dtype)
-    masks = np.zeros((len(indices), crop, crop, 1), np.uint8)
+    masks = np.full((len(indices), crop, crop, slices.masks.shape[3]), IGNORE if slices.classes else 0, np.uint8)
     for n, index in enumerate(indices.tolist()):
         whole = slices.extent(index)
         draw = rng.generator(key._replace(stream=rng.CROP, image=key.image + n))

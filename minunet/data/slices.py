@@ -1,11 +1,26 @@
 """The one container of data: image slices, their masks, and whose slices they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+#: In a mask of classes: nobody knows the class of this pixel. It counts for nothing, in the loss and in the scores.
+IGNORE = 255
+
+
+def read_names(stored: Any) -> tuple[str, ...]:
+    """The names in a file that anybody may have written. Raises ValueError unless they are a few printable letters."""
+    if not isinstance(stored, list | tuple):
+        raise ValueError(f"names must be a list, got {stored!r:.80}")
+    for name in stored:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > 40:
+            raise ValueError(f"words must be printable, of at most 40 letters, got {name!r:.80}")
+    if len(set(stored)) < len(stored):
+        raise ValueError(f"names must differ from each other, got {', '.join(stored)!r:.80}")
+    return tuple(stored)
 
 
 @dataclass(frozen=True)
@@ -13,7 +28,7 @@ class Words:
     """What the things of a data set are called in messages, tables and pictures.
 
     >>> Words(target="road")
-    Words(target='road', group='group', image='image', pooled='pooled', channels=())
+    Words(target='road', group='group', image='image', pooled='pooled', channels=(), targets=())
     """
 
     target: str = "foreground"  # what the masks mark
@@ -21,6 +36,7 @@ class Words:
     image: str = "image"
     pooled: str = "pooled"  # how the scores of a group count its images: together, as one volume
     channels: tuple[str, ...] = ()  # their names, if the channels are MR sequences and no colours
+    targets: tuple[str, ...] = ()  # what each mask marks, where an image has several that may overlap
 
     @classmethod
     def read(cls, stored: Any) -> "Words":
@@ -31,13 +47,13 @@ class Words:
         if stored is None:
             return LGG
         try:
-            words = cls(**{**stored, "channels": tuple(stored["channels"])})
-        except (TypeError, KeyError):
+            lists = {"channels": tuple(stored["channels"]), "targets": tuple(stored.get("targets", ()))}
+            words = cls(**{**stored, **lists})
+        except (TypeError, KeyError, AttributeError):
             raise ValueError("words must hold target, group, image, pooled and channels") from None
-        for word in (words.target, words.group, words.image, words.pooled, *words.channels):
-            if not isinstance(word, str) or not word.isprintable() or len(word) > 40:
-                raise ValueError(f"words must be printable, of at most 40 letters, got {word!r:.80}")
-        return words
+        for name in (words.target, words.group, words.image, words.pooled):
+            read_names((name,))
+        return replace(words, channels=read_names(words.channels), targets=read_names(words.targets))
 
 
 #: The words of LGG-MRI, and of the phantom.
@@ -51,7 +67,11 @@ class SliceSet:
     Because of that order a patient is one block of rows, a 3-D volume: what a 3-D Dice or a normalisation
     by volume needs is a slice of the arrays.
 
-    Raises ValueError if the shapes, dtypes or lengths do not fit together, a mask holds anything but 0 and 1, a
+    What is to be found is one *target*, or several. Without ``classes`` each channel of the masks is one: 1 where it
+    is, else 0, and masks of several channels may overlap. With ``classes`` each pixel has one of them: the masks have
+    one channel, that holds its number, and the targets are the classes but the first, which is the background.
+
+    Raises ValueError if the shapes, dtypes or lengths do not fit together, a mask holds a value that is not allowed, a
     patient's slices are not contiguous or their numbers do not ascend.
 
     >>> slices = SliceSet(
@@ -70,14 +90,17 @@ class SliceSet:
     """
 
     images: np.ndarray  # uint8 or uint16 (S, H, W, C); of LGG-MRI: pre-contrast, FLAIR, post-contrast
-    masks: np.ndarray  # uint8 (S, H, W, 1): 1 where a human drew what is to be found, else 0
+    masks: np.ndarray  # uint8 (S, H, W, K): 1 where a human drew what is to be found, else 0; with classes see there
     patients: tuple[str, ...]  # whose slice it is, one name a slice
     numbers: tuple[int, ...]  # its place in the patient's volume
     files: tuple[str, ...]  # the file it came from, so that an error can name it
     skipped: tuple[str, ...] = ()  # files that the reader was allowed to leave out, because they had no partner
     #: int (S, 2): the height and width of each image, which lies at the top left; the rest is padding. None: all of it.
+    #: In the padding a mask is 0, one of classes IGNORE: nobody has looked there.
     extents: np.ndarray | None = None
     words: Words = Words()
+    #: The names of the classes, the background first. The masks are then (S, H, W, 1): 0, 1, ... or IGNORE.
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -85,11 +108,18 @@ class SliceSet:
             raise ValueError(
                 f"images must be uint8 or uint16 (S, H, W, C), got {self.images.dtype} {self.images.shape}"
             )
-        if self.masks.dtype != np.uint8 or self.masks.shape != (*self.images.shape[:3], 1):
-            expected = (*self.images.shape[:3], 1)
+        if len(self.classes) == 1 or len(self.classes) > IGNORE or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be none, or from 2 to {IGNORE} different names, got {self.classes!r:.80}")
+        channels = len(self.words.targets) or (self.masks.shape[3] if self.masks.ndim == 4 else 0)
+        expected = (*self.images.shape[:3], 1 if self.classes else max(channels, 1))
+        if self.masks.dtype != np.uint8 or self.masks.shape != expected:
             raise ValueError(f"masks must be uint8 {expected} here, got {self.masks.dtype} {self.masks.shape}")
-        if self.masks.max(initial=0) > 1:
-            raise ValueError(f"masks must hold 0 and 1 only, got {int(self.masks.max())}")
+        if not self.classes and self.masks.max(initial=0) > 1:
+            found = f"got {int(self.masks.max())}; masks of classes need their names (classes=)"
+            raise ValueError(f"masks must hold 0 and 1 only, {found}")
+        if self.classes and (strange := _values(self.masks) - {*range(len(self.classes)), IGNORE}):
+            allowed = f"0 to {len(self.classes) - 1}, or {IGNORE} for a pixel to be ignored"
+            raise ValueError(f"masks must hold the numbers of the classes, {allowed}, got {min(strange)}")
         for field in ("patients", "numbers", "files"):
             if len(getattr(self, field)) != count:
                 raise ValueError(f"{field} must have one entry a slice, {count}, got {len(getattr(self, field))}")
@@ -114,6 +144,29 @@ class SliceSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def target_names(self) -> tuple[str, ...]:
+        """What is to be found: the classes but the background, or what each channel of the masks marks.
+
+        >>> SliceSet.unlabelled(np.zeros((1, 8, 8, 3), np.uint8)).target_names()
+        ('foreground',)
+        """
+        if self.classes:
+            return self.classes[1:]
+        count = self.masks.shape[3]
+        if self.words.targets:
+            return self.words.targets
+        return (self.words.target,) if count == 1 else tuple(f"{self.words.target} {k + 1}" for k in range(count))
+
+    def marked(self, index: int | np.ndarray) -> np.ndarray:
+        """The masks at ``index``, a number or several, target by target: uint8 (..., H, W, T) of 0 and 1."""
+        return target_masks(self.masks[index], len(self.classes))
+
+    def areas(self) -> np.ndarray:
+        """How many pixels of each slice are marked, the targets together: int64 (S,)."""
+        if not self.classes:
+            return self.masks.sum(axis=(1, 2, 3), dtype=np.int64)
+        return np.array([np.count_nonzero((mask > 0) & (mask != IGNORE)) for mask in self.masks], np.int64)
 
     def patient_names(self) -> tuple[str, ...]:
         """The patients' names, each once, in the order of their slices."""
@@ -174,7 +227,29 @@ class SliceSet:
             skipped=self.skipped,
             extents=None if self.extents is None else self.extents[index],
             words=self.words,
+            classes=self.classes,
         )
+
+
+def target_masks(masks: np.ndarray, classes: int) -> np.ndarray:
+    """``masks`` (..., 1) of the numbers of ``classes`` as one mask a target: uint8 (..., classes - 1) of 0 and 1.
+
+    The background is no target. With 0 ``classes`` the masks are that already.
+
+    >>> target_masks(np.array([[0], [2], [IGNORE]], np.uint8), 3)
+    array([[0, 0],
+           [0, 1],
+           [0, 0]], dtype=uint8)
+    """
+    return masks if not classes else (masks == np.arange(1, classes)).astype(np.uint8)
+
+
+def _values(masks: np.ndarray) -> set[int]:
+    """The different values of ``masks``, mask by mask: np.unique would sort them all."""
+    found = np.zeros(256, np.int64)
+    for mask in masks:
+        found += np.bincount(mask.ravel(), minlength=256)
+    return set(np.flatnonzero(found).tolist())
 
 
 def _reorder(array: np.ndarray, order: np.ndarray) -> None:

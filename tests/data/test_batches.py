@@ -1,6 +1,7 @@
 """From a set of slices to batches: the order of an epoch, the preparation, the thread that works ahead."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from minunet.base.rng import Key
 from minunet.data.augment import PRESETS, augment
 from minunet.data.batches import cropped, epoch_order, prefetch, prepare_batch
 from minunet.data.normalize import Normalization, apply
-from minunet.data.slices import SliceSet
+from minunet.data.slices import IGNORE, SliceSet
 
 
 def make_slices(areas_by_patient, size=8, seed=0):
@@ -185,3 +186,86 @@ def test_prefetch_raises_where_the_result_would_have_been():
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+# --- Several targets ------------------------------------------------------------------------------------------------
+
+
+def class_slices(classes=("background", "a", "b"), size=8, count=3):
+    """Random slices with masks of classes, and pixels to be ignored."""
+    generator = np.random.default_rng(1)
+    values = np.array([*range(len(classes)), IGNORE], np.uint8)
+    numbers = tuple(range(count))
+    return SliceSet(
+        images=generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
+        masks=generator.choice(values, (count, size, size, 1)),
+        patients=("p",) * count,
+        numbers=numbers,
+        files=("",) * count,
+        classes=classes,
+    )
+
+
+def one_hot(masks, classes):
+    """The target, pixel by pixel."""
+    target = np.zeros((*masks.shape[:3], classes), np.float32)
+    for place in np.ndindex(masks.shape[:3]):
+        if masks[place][0] != IGNORE:
+            target[place][masks[place][0]] = 1
+    return target
+
+
+def test_the_target_of_classes_is_one_hot_and_zero_where_ignored():
+    slices = class_slices()
+    batch = prepare_batch(slices, Normalization("volume").statistics(slices), np.array([2, 0]), "cpu")
+    np.testing.assert_array_equal(batch.target, one_hot(slices.masks[[2, 0]], 3))
+    assert batch.target.dtype == np.float32
+
+
+@pytest.mark.parametrize("crop", [None, 6, 12])
+def test_classes_are_moved_as_a_mask_of_each_would_be(crop):
+    """By nearest neighbour: no new class comes out of two others, and what was ignored stays so."""
+    slices = class_slices()
+    statistics = Normalization("volume").statistics(slices)
+    options = {"crop": crop, "augmentation": PRESETS["reference"], "key": Key(4)}
+    batch = prepare_batch(slices, statistics, np.array([0, 1, 2]), "cpu", **options)
+    outside = np.zeros(batch.target.shape[:3], bool)
+    for k in range(3):
+        alone = replace(slices, masks=(slices.masks == k).astype(np.uint8), classes=())
+        moved = prepare_batch(alone, statistics, np.array([0, 1, 2]), "cpu", **options)
+        np.testing.assert_array_equal(moved.x, batch.x)
+        np.testing.assert_array_equal(moved.target[..., 0], batch.target[..., k])
+        outside |= batch.target[..., k] > 0
+    if crop == 12:  # nobody has drawn anything beyond the image
+        assert (~outside).mean() > 0.5
+
+
+def test_a_crop_pads_masks_of_classes_with_pixels_to_be_ignored():
+    slices = class_slices(size=4)
+    _, masks = cropped(slices, np.array([1]), 6, Key(0))
+    np.testing.assert_array_equal(masks[0, :4, :4], slices.masks[1])
+    masks[0, :4, :4] = IGNORE
+    assert (masks == IGNORE).all()
+
+
+def test_overlapping_masks_are_a_target_of_as_many_channels():
+    masks = np.random.default_rng(0).integers(0, 2, (15, 8, 8, 2), dtype=np.uint8)
+    slices = replace(SLICES, masks=masks)
+    statistics = Normalization("volume").statistics(slices)
+    options = {"crop": 6, "augmentation": PRESETS["reference"], "key": Key(4)}
+    batch = prepare_batch(slices, statistics, np.array([3, 4]), "cpu", **options)
+    for k in range(2):
+        alone = prepare_batch(
+            replace(slices, masks=masks[..., k : k + 1]), statistics, np.array([3, 4]), "cpu", **options
+        )
+        np.testing.assert_array_equal(alone.target[..., 0], batch.target[..., k])
+
+
+def test_tumour_sampling_goes_by_the_marked_pixels_of_all_classes():
+    binary = make_slices([[0, 10, 30], [0, 0], [5] * 10])
+    classes = binary.masks * np.random.default_rng(0).integers(1, 3, binary.masks.shape, dtype=np.uint8)
+    classes[1, -1, -1] = IGNORE
+    slices = replace(binary, masks=classes, classes=("background", "a", "b"))
+    np.testing.assert_array_equal(
+        epoch_order(slices, "tumour", 100, Key(0)), epoch_order(binary, "tumour", 100, Key(0))
+    )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minunet.data import slices as slices_module
-from minunet.data.slices import LGG, SliceSet, Words
+from minunet.data.slices import IGNORE, LGG, SliceSet, Words
 
 
 def slice_set(**changes):
@@ -178,3 +178,83 @@ def test_a_part_keeps_the_words():
     slices = slice_set(words=LGG)
     assert slices.subset([0]).words == LGG
     assert slice_set().words == Words()
+
+
+# --- Several targets ------------------------------------------------------------------------------------------------
+
+CLASSES = ("background", "road", "car")
+
+
+def class_set(**changes):
+    """Three slices with masks of the three classes, and pixels to be ignored."""
+    masks = np.random.default_rng(1).choice(np.array([0, 1, 2, IGNORE], np.uint8), (5, 4, 6, 1))
+    return slice_set(**{"masks": masks, "classes": CLASSES, **changes})
+
+
+def test_classes_go_with_every_part():
+    slices = class_set()
+    assert slices.target_names() == ("road", "car")
+    assert slices.subset([0, 3]).classes == CLASSES
+    assert [part.classes for part in slices.split([np.array([0, 3]), np.array([1, 2, 4])])] == [CLASSES, CLASSES]
+    assert class_set().subset([]).classes == CLASSES  # no mask to look at
+
+
+def test_each_target_has_its_mask():
+    slices = class_set()
+    marked = slices.marked(np.array([0, 4]))
+    assert marked.shape == (2, 4, 6, 2)
+    for place, index in enumerate((0, 4)):
+        for k in (1, 2):
+            np.testing.assert_array_equal(marked[place, ..., k - 1], slices.masks[index, ..., 0] == k)
+    assert slices.areas().tolist() == [int(np.isin(mask, (1, 2)).sum()) for mask in slices.masks]
+    binary = slice_set()
+    np.testing.assert_array_equal(binary.marked(1), binary.masks[1])
+    assert binary.areas().tolist() == [int(mask.sum()) for mask in binary.masks]
+
+
+def test_masks_of_several_channels_may_overlap():
+    masks = np.ones((5, 4, 6, 2), np.uint8)
+    assert slice_set(masks=masks).target_names() == ("foreground 1", "foreground 2")
+    slices = slice_set(masks=masks, words=Words(targets=("road", "car")))
+    assert slices.target_names() == ("road", "car")
+    assert slices.subset([1]).masks.shape == (1, 4, 6, 2)
+    assert slices.areas().tolist() == [48] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("background", "road")}, r"0 to 1, or 255 for a pixel to be ignored, got 2$"),
+        ({"classes": ("background",)}, "from 2 to 255 different names, got .*background"),
+        ({"classes": ("background", "road", "road")}, "different names"),
+        ({"classes": tuple(map(str, range(256)))}, "from 2 to 255"),
+        ({"classes": ()}, r"masks must hold 0 and 1 only, got 255; masks of classes need their names"),
+        ({"masks": np.zeros((5, 4, 6, 2), np.uint8)}, r"masks must be uint8 \(5, 4, 6, 1\) here"),
+        ({"masks": np.zeros((5, 4, 6), np.uint8)}, r"masks must be uint8 \(5, 4, 6, 1\) here"),
+        ({"masks": np.zeros((5, 4, 6, 1), np.int64)}, "masks must be uint8"),
+        (
+            {"classes": (), "words": Words(targets=("a", "b")), "masks": np.zeros((5, 4, 6, 3), np.uint8)},
+            r"masks must be uint8 \(5, 4, 6, 2\) here",
+        ),
+    ],
+)
+def test_what_class_masks_must_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        class_set(**changes)
+
+
+def test_the_words_of_several_targets_are_read_back_and_checked():
+    words = Words(targets=("road", "car"))
+    assert Words.read(json.loads(json.dumps(asdict(words)))) == words
+    older = {name: value for name, value in asdict(words).items() if name != "targets"}
+    assert Words.read(older) == Words()
+    for targets, message in (
+        (["road", "road"], "differ"),
+        (["a\n"], "printable"),
+        (["x" * 41], "40 letters"),
+        ([1], "printable"),
+        ([[]], "printable"),
+        (5, "words must hold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Words.read({**asdict(words), "targets": targets})

@@ -23,7 +23,7 @@ import numpy as np
 
 from minunet.base import rng
 from minunet.base.backend import Array
-from minunet.data.batches import Batch, cropped
+from minunet.data.batches import Batch, as_target, cropped
 from minunet.data.normalize import VolumeStatistics
 from minunet.data.slices import SliceSet
 from minunet.engines.cpu.adamw import BlockAdamW, BlockWeightEMA, TeamAdamW, clip_by_team, same_arrays
@@ -99,19 +99,25 @@ class CpuEngine(Engine):
     def prepare_batch(
         self, slices: SliceSet, statistics: VolumeStatistics, indices: np.ndarray, **options: Any
     ) -> Batch:
-        """As the plain path. The batch is overwritten by the next call."""
+        """As the plain path. The batch is overwritten by the next call.
+
+        The processes move masks of one channel, and do not know what is in it: the numbers of classes become a target
+        here. Masks that overlap are left to the plain path.
+        """
         prepared, count = self._program.preparation, len(indices)
         augmentation, crop, key = (options.get(name) for name in ("augmentation", "crop", "key"))
         keyless = key is None and (augmentation is not None or crop is not None)
         images, masks = cropped(slices, indices, crop, key)
         room = prepared.slices.images
-        if keyless or not 1 <= count <= len(room) or (images.shape[1:], images.dtype) != (room.shape[1:], room.dtype):
+        fits = (images.shape[1:], images.dtype) == (room.shape[1:], room.dtype) and masks.shape[3] == 1
+        if keyless or not 1 <= count <= len(room) or not fits:
             return super().prepare_batch(slices, statistics, indices, **options)  # which knows what to refuse
         room[:count], prepared.slices.masks[:count] = images, masks
         of_images = [values.tolist() for values in statistics.take(slices.patient_indices()[indices])]
         drawn = None if augmentation is None else asdict(augmentation)
         self._team.run(["prepare", of_images, drawn, options.get("move_masks", True), key])
-        return Batch(prepared.x[:count], prepared.target[:count], tuple(slices.files[i] for i in indices))
+        target = as_target(prepared.target[:count], len(slices.classes))
+        return Batch(prepared.x[:count], target, tuple(slices.files[i] for i in indices))
 
     def loss_and_grads(self, x: Array, target: Array, key: rng.Key) -> tuple[float, Arrays, Arrays]:
         """As the plain path. The gradients are overwritten by the next call."""

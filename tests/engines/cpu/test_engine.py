@@ -18,6 +18,7 @@ from minunet.data import phantom
 from minunet.data.augment import PRESETS
 from minunet.data.batches import prepare_batch
 from minunet.data.normalize import Normalization
+from minunet.data.slices import IGNORE
 from minunet.engines.cpu.choice import unsupported
 from minunet.engines.cpu.engine import CpuEngine
 from minunet.network.layers import map_arrays
@@ -394,6 +395,27 @@ def test_a_batch_has_the_bits_of_the_plain_path(workers, move_masks):
         statistics = Normalization("scale").statistics(larger)
         batch = engine.prepare_batch(larger, statistics, np.array([1]))
         assert np.array_equal(batch.x, prepare_batch(larger, statistics, np.array([1]), "cpu").x)
+
+
+@pytest.mark.parametrize("kind", ["classes", "overlapping"])
+def test_the_target_of_several_is_the_plain_path_s(kind):
+    slices = phantom.make(patients=1, size=16, seed=1)
+    random, shape = np.random.default_rng(0), slices.images.shape[:3]
+    if kind == "classes":
+        masks = random.choice(np.array([0, 1, 2, IGNORE], np.uint8), (*shape, 1))
+        slices = replace(slices, masks=masks, classes=("background", "a", "b"))
+    else:
+        slices = replace(slices, masks=random.integers(0, 2, (*shape, 3), dtype=np.uint8))
+    statistics, indices = Normalization("volume").statistics(slices), np.array([2, 9, 4])
+    strong = {"augmentation": PRESETS["strong"], "key": KEY}
+    with CpuEngine(UNet(widths=(2, 3), out_channels=3), LOSS, 3, (16, 16), workers=2) as engine:
+        for options in ({}, strong, {"crop": 16, **strong}, {"crop": 8, **strong}):
+            wanted = prepare_batch(slices, statistics, indices, "cpu", **options)
+            batch = engine.prepare_batch(slices, statistics, indices, **options)
+            assert wanted.target.shape[3] == 3
+            assert np.array_equal(batch.x, wanted.x)
+            assert np.array_equal(batch.target, wanted.target)
+            assert batch.target.dtype == np.float32
 
 
 def test_one_value_a_channel_is_refused_as_the_plain_path_does():
