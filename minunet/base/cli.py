@@ -202,6 +202,20 @@ def name(text: str) -> str:
     return text
 
 
+def names(text: str) -> str:
+    """An argument type: from 2 to 255 different names with commas between them, as they were given.
+
+    >>> names("background,road").split(",")
+    ['background', 'road']
+    """
+    parts = [name(part) for part in text.split(",")]
+    if not 2 <= len(parts) <= 255 or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(
+            f"must be 2 or more different names, such as background,road, got {text!r:.80}"
+        )
+    return text
+
+
 positive_int = integer(1)
 non_negative_int = integer(0)
 seed = integer(0, 2**63 - 1)

@@ -33,8 +33,9 @@ def parse(arguments: list[str], program: str, description: str) -> argparse.Name
 
 def check_together(options: argparse.Namespace) -> None:
     """Raise UserError for flags of a new run that do not go together."""
+    verify.folder_options(options)
     if options.data is None:
-        for name in ("folders", "invert_masks", "target_name"):
+        for name in ("folders", "classes", "invert_masks", "target_name"):
             if getattr(options, name) is not None:
                 raise UserError(f"{flag(name)}: says how --data is read, and there is none, give --data")
     if options.split_file is not None:
@@ -105,6 +106,7 @@ SETTINGS = (
     "seed",
     "allow_missing",
     "folders",
+    "classes",
     "invert_masks",
     "target_name",
     "split_file",
@@ -115,7 +117,9 @@ SETTINGS = (
 PLACES = ("data", "split_file")
 
 #: What those settings are that the runs of earlier versions did not have.
-OLD = dict.fromkeys(("crop", "folders", "target_name", "split_file", "images_per_epoch")) | {"invert_masks": False}
+OLD = dict.fromkeys(("crop", "folders", "classes", "target_name", "split_file", "images_per_epoch")) | {
+    "invert_masks": False
+}
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:

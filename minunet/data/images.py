@@ -26,6 +26,7 @@ import numpy as np
 
 from minunet.base.durable import open_regular
 from minunet.base.errors import UserError
+from minunet.data.slices import IGNORE
 
 if TYPE_CHECKING:
     from PIL import ImageFile
@@ -116,18 +117,20 @@ def read_image(path: str | os.PathLike[str], kind: Kind | None = None, max_pixel
     return image
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """One mask as uint8 (H, W) of 0 and 1.
+def read_mask(path: str | os.PathLike[str], classes: int = 0) -> np.ndarray:
+    """One mask as uint8 (H, W) of 0 and 1; with ``classes``, how many there are, of their numbers 0, 1, ... and IGNORE.
 
     The values are those that the file stores. A TIFF may say that 0 is to be shown as white ("photometric
     interpretation" 0), as tifffile does of boolean arrays and ImageJ of masks with its inverting colour table; what
     they call true or 255 is the foreground all the same.
 
     Raises UserError, naming the file, unless it is a regular TIFF or PNG file, as its ending says, that holds one
-    image of one channel whose values are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535.
+    image of one channel whose values are 0 and 255, or 0 and 1, or, with 16 bits, 0 and 65535. With ``classes`` the
+    values are their numbers, and 255 or 65535 where a pixel is to be ignored; the file may have a palette, whose
+    colours mean nothing here.
     """
     with pillow_warnings():
-        return decode_mask(Path(path))
+        return decode_mask(Path(path), classes)
 
 
 def decode_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -147,25 +150,49 @@ def decode_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return image.reshape(*image.shape[:2], -1)
 
 
-def decode_mask(path: Path) -> np.ndarray:
+def decode_mask(path: Path, classes: int = 0) -> np.ndarray:
     """As :func:`read_mask`, for callers that are within :func:`pillow_warnings` already."""
     if FORMATS.get(path.suffix.lower()) == "JPEG":
         raise UserError(f"{shown(path)}: a mask as JPEG, which changes its values; save the mask as PNG or TIFF")
-    with _open(path) as (picture, _):
-        if picture.mode not in ("L", "1") and not picture.mode.startswith("I;16"):
-            raise UserError(
-                f"{shown(path)}: {_described(picture)}, expected a mask of one channel (8-bit grey or 1-bit); "
-                "save it as one, the foreground 255 and all else 0"
-            )
+    with _open(path) as (picture, bits):
+        if picture.mode not in (("L", "1", "P") if classes else ("L", "1")) and not picture.mode.startswith("I;16"):
+            raise UserError(f"{shown(path)}: {_described(picture)}, {_EXPECTED_OF_CLASSES if classes else _EXPECTED}")
         mask = _stored(picture)
+        if classes and picture.mode == "L" and bits < 8:
+            mask //= 255 // (2**bits - 1)  # Pillow stretches grey of 2 and 4 bits to 8: back to what the file stores
+    if classes:
+        return _class_numbers(path, mask, classes)
     foreground = mask != 0
     if mask.max() not in (0, 1, 255, 65535) or np.any(foreground & (mask != mask.max())):
-        values = np.unique(mask)
-        listed = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
         raise UserError(
-            f"{shown(path)}: a mask with the values {listed}; expected 0 and 255, or 0 and 1: threshold it first"
+            f"{shown(path)}: a mask with the values {_listed(np.unique(mask))}; expected 0 and 255, or 0 and 1: "
+            "threshold it first, or, if they are the numbers of classes, name these by --classes"
         )
     return foreground.astype(np.uint8)
+
+
+_EXPECTED = (
+    "expected a mask of one channel (8-bit grey or 1-bit); save it as one, the foreground 255 and all else 0, or, "
+    "if its values are the numbers of classes, name these by --classes"
+)
+_EXPECTED_OF_CLASSES = "expected a mask of one channel (grey or a palette) that holds the numbers of the classes"
+
+
+def _class_numbers(path: Path, mask: np.ndarray, classes: int) -> np.ndarray:
+    """The values of a mask as numbers of ``classes``, and IGNORE."""
+    ignored = (mask == IGNORE) | (mask == 65535)
+    strange = np.unique(mask[~ignored & (mask >= classes)])
+    if strange.size:
+        allowed = f"0 to {classes - 1} for the {classes} classes, and 255 (or 65535) for a pixel to be ignored"
+        raise UserError(
+            f"{shown(path)}: a mask with the values {_listed(strange)}; allowed are {allowed}; change them, or name "
+            "all classes by --classes"
+        )
+    return np.where(ignored, np.uint8(IGNORE), mask.astype(np.uint8))
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
 
 
 @contextmanager
@@ -303,7 +330,8 @@ def _bits(picture: "ImageFile.ImageFile") -> int:
 
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         return max(picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    return 16 if ";16" in str(picture.tile) else 8
+    packed = re.search(r";(16|4|2)", str(picture.tile))
+    return 8 if packed is None else int(packed[1])
 
 
 def _bytes_swapped(args: Any) -> Any:
@@ -424,10 +452,33 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
         return mask
     if not mask.any():
         return np.zeros((height, width), np.uint8)
+    return (2 * _areas(mask, height, width) >= mask.size).astype(np.uint8)
+
+
+def resize_classes(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``mask``, uint8 (H, W) of classes, at ``height`` x ``width``: that which has the most of the new pixel's area.
+
+    Of classes with equal areas the one with the smallest number; IGNORE counts as one, too.
+
+    >>> resize_classes(np.array([[3, 3, 1, 2], [0, 3, 2, 1]], np.uint8), 1, 2)
+    array([[3, 1]], dtype=uint8)
+    """
+    if mask.shape == (height, width):
+        return mask
+    found, largest = np.empty((height, width), np.uint8), np.zeros((height, width))
+    for value in np.flatnonzero(np.bincount(mask.ravel())):
+        area = _areas(mask == value, height, width)
+        found[area > largest] = value
+        np.maximum(area, largest, out=largest)
+    return found
+
+
+def _areas(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """How much of each new pixel is 1 in ``mask``, in units in which a whole one has ``mask.size``."""
     # In bands of 256 rows, so that the product's float64 copy of a large mask does not fill the memory.
     rows, columns = _overlaps(mask.shape[0], height), _overlaps(mask.shape[1], width)
-    area = sum(rows[:, i : i + 256] @ mask[i : i + 256] for i in range(0, len(mask), 256)) @ columns.T
-    return (2 * area >= mask.size).astype(np.uint8)
+    areas = sum(rows[:, i : i + 256] @ mask[i : i + 256] for i in range(0, len(mask), 256)) @ columns.T
+    return np.asarray(areas)
 
 
 @lru_cache(maxsize=16)

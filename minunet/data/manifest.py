@@ -32,7 +32,7 @@ _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 
 def digests(listing: Listing) -> Digests:
     """The digest of every image and mask that was listed, those without a partner among them."""
-    paths = [*(path for pair in listing.pairs for path in (pair.image, pair.mask)), *listing.unpaired]
+    paths = [*(path for pair in listing.pairs for path in (pair.image, *pair.masks)), *listing.unpaired]
     with ThreadPoolExecutor(max_workers=THREADS) as pool:  # hashing runs outside Python's lock
         names = [Path(os.path.relpath(path, listing.root)).as_posix() for path in paths]
         return dict(zip(names, pool.map(_digest, paths), strict=True))

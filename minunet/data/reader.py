@@ -11,7 +11,7 @@
 
 An image and its mask are paired by their whole names: ``NAME.png`` and ``NAME_mask.png``, or, if two folders are named,
 ``image/NAME.png`` and ``label/NAME.tif``. Both may lie in group folders or directly in the data folder; there each
-image is a group of its own.
+image is a group of its own. With several folders of masks an image has one in each, and they may overlap.
 
 A folder of data is read once, before any training, and everything that is wrong in it is said at once, by file name.
 """
@@ -39,11 +39,12 @@ from minunet.data.images import (
     pillow_warnings,
     pixels_of,
     place,
+    resize_classes,
     resize_image,
     resize_mask,
     shown,
 )
-from minunet.data.slices import LGG, SliceSet, Words
+from minunet.data.slices import IGNORE, LGG, SliceSet, Words
 
 #: So many faults of a data set are spelled out; the others are counted.
 FAULTS_SHOWN = 20
@@ -54,6 +55,7 @@ THREADS = min(4, os.cpu_count() or 1)
 _LGG_FOLDER = re.compile(r"(TCGA|PHANTOM)_.+_\d{8}", re.DOTALL)
 _MASK_SUFFIX = "_mask"
 _LAYOUT = "NAME.png and NAME_mask.png (or TIFF) side by side, or two folders given by --folders IMAGES MASKS"
+_LONGEST_NAME = 40  # letters of what a folder of masks is called in tables
 
 
 class Pair(NamedTuple):
@@ -62,7 +64,7 @@ class Pair(NamedTuple):
     patient: str
     number: int
     image: Path
-    mask: Path
+    masks: tuple[Path, ...]  # one, or one in each folder of masks
 
 
 class Listing(NamedTuple):
@@ -73,7 +75,7 @@ class Listing(NamedTuple):
     unpaired: list[Path]  # images without a mask and masks without an image
     faults: list[str]  # what else is wrong, one line each
     words: Words
-    folders: Sequence[str] | None  # the names of the two folders of images and masks, if there are any
+    folders: Sequence[str] | None  # the names of the folder of images and of those of masks, if there are any
 
 
 def patient_id(folder_name: str) -> str:
@@ -101,23 +103,29 @@ def read_folder(
     folders: Sequence[str] | None = None,
     invert_masks: bool = False,
     target_name: str | None = None,
+    classes: Sequence[str] = (),
 ) -> SliceSet:
     """All slices below ``folder``: uint8 or uint16 images of one or three channels, as the files have them.
 
     folder         the folder of the groups' folders or of the images, or one that holds it as ``kaggle_3m``
     size           the longer side of each image in the result, in pixels. The ratio of the sides is kept: what is left
-                   of the square is padding (see ``images.place``; in masks 0), and the result's ``extents`` say so.
+                   of the square is padding (see ``images.place``; in masks 0, in those of classes IGNORE), and the
+                   result's ``extents`` say so.
                    None: each image at its own size, padded to the largest height and width
     allow_missing  leave out an image without a mask and a mask without an image (they are listed in the
                    result's ``skipped``) instead of refusing the folder
     limit          read the first so many slices only, in the order of the result (the reference reads 1600)
     patients       read these groups only (names as in ``patient_id``)
-    folders        the names of two folders, of images and of masks, see :func:`list_folder`
+    folders        the names of two folders, of images and of masks, see :func:`list_folder`; with more than two, each
+                   folder of masks is one target, named after it
     invert_masks   swap 0 and 1 in every mask
     target_name    what the masks mark, for messages and pictures; None: tumour in LGG-MRI, else foreground
+    classes        the names of the classes whose numbers the masks hold, the background first; none: masks of 0 and 1
 
-    Raises UserError with everything that is wrong, and ValueError if ``size`` or ``limit`` is below 1.
+    Raises UserError with everything that is wrong, and ValueError if ``size`` or ``limit`` is below 1, or with
+    ``classes`` the masks are to be inverted or lie in several folders.
     """
+    check_classes(classes, folders, invert_masks)
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     if limit is not None and limit < 1:
@@ -136,28 +144,31 @@ def read_folder(
         shapes.append(image.shape[:2])
         kinds.append(kind_of(image))
 
-    read_pairs(listing._replace(pairs=pairs[:1]) if size is not None else listing, look)
+    first = listing._replace(pairs=pairs[:1]) if size is not None else listing
+    read_pairs(first, look, classes=len(classes))
     height, width = np.max(shapes or [(1, 1)], axis=0).tolist() if size is None else (size, size)
     kind = kinds[0] if kinds else Kind(3, 8)
     images = np.empty((len(pairs), height, width, kind.channels), f"uint{kind.bits}")
-    masks = np.zeros((len(pairs), height, width, 1), np.uint8)
+    masks = np.full((len(pairs), height, width, _masks_of(folders)), IGNORE if classes else 0, np.uint8)
+    resize_labels = resize_classes if classes else resize_mask
     extents = np.empty((len(pairs), 2), int)
 
     def keep(index: int, image: np.ndarray, mask: np.ndarray) -> None:
         if kind_of(image) != kind:
             return  # a fault of the set
         # Resized at once and put in its place, so that at no time more than a few full-size slices are in memory.
-        rows, columns = mask.shape
+        rows, columns, _ = mask.shape
         if size is not None:
             rows, columns = fitted(rows, columns, size)
         place(images[index], resize_image(image, rows, columns))
-        masks[index, :rows, :columns, 0] = resize_mask(mask, rows, columns)
+        for k in range(mask.shape[2]):
+            masks[index, :rows, :columns, k] = resize_labels(mask[..., k], rows, columns)
         extents[index] = rows, columns
 
-    faults += read_pairs(listing, keep, invert_masks=invert_masks)
+    faults += read_pairs(listing, keep, invert_masks=invert_masks, classes=len(classes))
     if faults:
         raise _refusal(folder, faults)
-    words = listing.words if target_name is None else replace(listing.words, target=target_name)
+    words = words_of(listing, target_name)
     if kind != Kind(3, 8):  # not the three sequences, whatever the folders are called
         words = replace(words, channels=())
     return SliceSet(
@@ -169,22 +180,54 @@ def read_folder(
         skipped=tuple(str(path) for path in listing.unpaired),
         extents=None if (extents == (height, width)).all() else extents,
         words=words,
+        classes=tuple(classes),
     )
 
 
+def check_classes(classes: Sequence[str], folders: Sequence[str] | None, invert_masks: bool) -> None:
+    """Raise ValueError if masks of ``classes`` are asked for in a way that makes no sense."""
+    if classes and invert_masks:
+        raise ValueError("invert_masks swaps 0 and 1, and masks of classes hold other numbers")
+    if classes and _masks_of(folders) > 1:
+        raise ValueError(f"classes are the numbers in one mask, got {_masks_of(folders)} folders of masks")
+
+
+def words_of(listing: Listing, target_name: str | None) -> Words:
+    """What the things of a data set are called. Each of several folders of masks gives its name to a target.
+
+    Raises UserError if two of these names are the same.
+    """
+    words = listing.words if target_name is None else replace(listing.words, target=target_name)
+    if _masks_of(listing.folders) == 1 or listing.folders is None:
+        return words
+    targets = tuple(shown(name)[-_LONGEST_NAME:] for name in listing.folders[1:])
+    if len(set(targets)) < len(targets):
+        raise UserError(f"--folders: {', '.join(targets)}: names of masks that do not differ, rename the folders")
+    return replace(words, targets=targets)
+
+
+def _masks_of(folders: Sequence[str] | None) -> int:
+    """How many masks an image has."""
+    return 1 if folders is None else len(folders) - 1
+
+
 def read_pairs(
-    listing: Listing, use: Callable[[int, np.ndarray, np.ndarray], None], *, invert_masks: bool = False
+    listing: Listing,
+    use: Callable[[int, np.ndarray, np.ndarray], None],
+    *,
+    invert_masks: bool = False,
+    classes: int = 0,
 ) -> list[str]:
     """Reads the slices and hands each over, ``use(index, image, mask)``; returns what is wrong with the others.
 
-    image uint8 or uint16 (H, W, C), mask uint8 (H, W) of 0 and 1, as large as in their files. ``use`` is called from
-    several threads, for one index once. Images of another kind than most, and slices of one patient of LGG-MRI that
-    differ in size, are handed over, and are a fault.
+    image uint8 or uint16 (H, W, C), mask uint8 (H, W, K) as SliceSet has it, as large as in their files. ``use`` is
+    called from several threads, for one index once. Images of another kind than most, and slices of one patient of
+    LGG-MRI that differ in size, are handed over, and are a fault.
     """
     pairs = listing.pairs
 
     def read(index: int) -> tuple[tuple[tuple[int, ...], Kind] | None, list[str]]:
-        image, mask, found = _read_pair(pairs[index])
+        image, mask, found = _read_pair(pairs[index], classes)
         if image is None or mask is None:
             return None, found
         use(index, image, 1 - mask if invert_masks else mask)
@@ -220,7 +263,7 @@ def list_folder(
     """Finds the slices below ``folder`` by their names; opens no file.
 
     An image and its mask are ``NAME.<ending>`` and ``NAME_mask.<ending>`` in one folder, or with ``folders``, the names
-    of two, ``NAME.<ending>`` in each of them. Both lie in the folder of a group, or in ``folder`` itself; there each
+    of two or more, ``NAME.<ending>`` in each. They lie in the folder of a group, or in ``folder`` itself; there each
     image is a group of its own. A slice's number is the one at the end of its name, or its place among the sorted names
     where a name has none or two have the same. Hidden files, and files with another ending than those of
     ``images.FORMATS``, are passed over. Where there is no pair, the fault names a folder above or below that has some,
@@ -294,10 +337,10 @@ def list_folder(
 
 def _pairs(
     folder: Path, folders: Sequence[str] | None, faults: list[str]
-) -> tuple[list[tuple[int, Path, Path]], list[Path]]:
+) -> tuple[list[tuple[int, Path, tuple[Path, ...]]], list[Path]]:
     """The numbered pairs in one folder, and the files without a partner; what does not fit is added to ``faults``."""
-    images: dict[str, Path] = {}
-    masks: dict[str, Path] = {}
+    # By the names of the slices: the images, and the masks of each kind.
+    known: list[dict[str, Path]] = [{} for _ in range(1 + _masks_of(folders))]
 
     def note(known: dict[str, Path], name: str, path: Path) -> None:
         other = known.setdefault(name, path)
@@ -307,21 +350,23 @@ def _pairs(
     if folders is None:
         for path in _pictures_in(folder):
             if path.stem.lower().endswith(_MASK_SUFFIX):
-                note(masks, path.stem[: -len(_MASK_SUFFIX)], path)
+                note(known[1], path.stem[: -len(_MASK_SUFFIX)], path)
             else:
-                note(images, path.stem, path)
+                note(known[0], path.stem, path)
     else:
-        for known, name in zip((images, masks), folders, strict=True):
+        for of_folder, name in zip(known, folders, strict=True):
             for path in _pictures_in(folder / name):
-                note(known, path.stem, path)
-    alone = [images[name] for name in sorted(images.keys() - masks.keys(), key=_natural)]
-    alone += [masks[name] for name in sorted(masks.keys() - images.keys(), key=_natural)]
-    names = sorted(images.keys() & masks.keys(), key=_natural)
+                note(of_folder, path.stem, path)
+    whole = set.intersection(*map(set, known))
+    alone = [of_folder[name] for of_folder in known for name in sorted(of_folder.keys() - whole, key=_natural)]
+    names = sorted(whole, key=_natural)
     ends = [re.search(r"(?<!\d)\d{1,9}\Z", name) for name in names]
     numbers = [int(end[0]) for end in ends if end is not None]
     if len(set(numbers)) < len(names):
         numbers = list(range(1, len(names) + 1))
-    return [(number, images[name], masks[name]) for number, name in sorted(zip(numbers, names, strict=True))], alone
+    images, *masks = known
+    numbered = sorted(zip(numbers, names, strict=True))
+    return [(number, images[name], tuple(each[name] for each in masks)) for number, name in numbered], alone
 
 
 def _holds_pictures(folder: Path) -> bool:
@@ -352,7 +397,7 @@ def _no_pairs(root: Path, folders: Sequence[str] | None) -> str:
     pictures = [file for file in files if file.suffix.lower() in FORMATS] or files
     examples = " and ".join(shown(file) for file in dict.fromkeys([*pictures[:1], *pictures[-1:]]))
     found = f"among {len(files)} files ({counts}), such as {examples}" if files else "in an empty folder"
-    rule = _LAYOUT if folders is None else f"equal names in two folders {' and '.join(map(shown, folders))} (--folders)"
+    rule = _LAYOUT if folders is None else f"equal names in {_all_of(folders)} (--folders)"
     return f"{shown(root)}: no pair of image and mask found {found}; expected {rule}"
 
 
@@ -389,23 +434,25 @@ def _names_in(folder: Path) -> list[str]:
         raise UserError(f"{shown(folder)}: cannot be listed ({error.strerror}); check its permissions") from None
 
 
-def _read_pair(pair: Pair) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Image (H, W, C) and mask (H, W) of one slice, None for one that cannot be read, and what is wrong with them."""
-    image = mask = None
+def _read_pair(pair: Pair, classes: int) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """Image (H, W, C) and mask (H, W, K) of a slice, None for one that cannot be read, and what is wrong with them."""
+    image = None
+    masks: list[np.ndarray] = []
     faults = []
     try:
         image = decode_image(pair.image)
     except UserError as error:
         faults.append(str(error))
-    try:
-        mask = decode_mask(pair.mask)
-    except UserError as error:
-        faults.append(str(error))
-    if image is not None and mask is not None and image.shape[:2] != mask.shape:
-        its_mask = f"its mask {shown(pair.mask)} has {pixels_of(mask.shape)}"
-        faults.append(f"{shown(pair.image)}: {pixels_of(image.shape)}, but {its_mask}; make them equal")
-        image = mask = None
-    return image, mask, faults
+    for path in pair.masks:
+        try:
+            masks.append(decode_mask(path, classes))
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        if image is not None and image.shape[:2] != masks[-1].shape:
+            its_mask = f"its mask {shown(path)} has {pixels_of(masks[-1].shape)}"
+            faults.append(f"{shown(pair.image)}: {pixels_of(image.shape)}, but {its_mask}; make them equal")
+    return (None, None, faults) if faults else (image, np.stack(masks, axis=-1), faults)
 
 
 def missing_partners(listing: Listing) -> list[str]:
@@ -420,6 +467,8 @@ def missing_partners(listing: Listing) -> list[str]:
 
 def _partner(path: Path, folders: Sequence[str] | None) -> str:
     """What an image or a mask lacks: "mask X_3_mask.tif beside it" of X_3.tif."""
+    if folders is not None and len(folders) > 2:
+        return f"partner {shown(path.stem)} in one or more of {_all_of(folders)}"
     if folders is not None:
         images, masks = folders
         kind, where = ("image", images) if path.parent.name == Path(masks).name else ("mask", masks)
@@ -427,6 +476,12 @@ def _partner(path: Path, folders: Sequence[str] | None) -> str:
     if path.stem.lower().endswith(_MASK_SUFFIX):
         return f"image {shown(path.stem[: -len(_MASK_SUFFIX)])}{path.suffix} beside it"
     return f"mask {shown(path.stem)}_mask{path.suffix} beside it"
+
+
+def _all_of(folders: Sequence[str]) -> str:
+    """The folders of images and masks, for a message: "two folders image and label"."""
+    *others, last = map(shown, folders)
+    return f"{'two' if len(folders) == 2 else len(folders)} folders {', '.join(others)} and {last}"
 
 
 def _refusal(folder: str | os.PathLike[str], faults: Sequence[str]) -> UserError:

@@ -20,7 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from minunet.data import reader
 from minunet.data.images import shown
 from minunet.data.manifest import check_new, differences, digests, read_manifest, write_manifest
 from minunet.data.reader import FAULTS_SHOWN, THREADS
-from minunet.data.slices import SliceSet, Words
+from minunet.data.slices import IGNORE, SliceSet, Words
 
 NAMES_SHOWN = 8  # of the files or patients that a warning is about; --json prints them all
 
@@ -53,7 +53,9 @@ class SliceFacts(NamedTuple):
     number: int
     file: str
     shape: tuple[int, ...]  # height, width
-    tumour: int  # pixels of what the masks mark
+    tumour: int  # pixels of what the masks mark, of several targets in any of them
+    labels: tuple[int, ...]  # of classes, or of several masks: pixels of each; else empty
+    ignored: int  # pixels of which nobody knows the class
     constant: bool  # whether the image has one grey value all over
     equal: tuple[bool, ...]  # whether channels 0 and 1 are, 1 and 2, 2 and 0; empty unless there are three
     digest: bytes  # of the image: equal for equal images
@@ -74,6 +76,14 @@ class Remark:
 
 
 @dataclass(frozen=True)
+class Label:
+    """How often a class, or one of several masks, is seen."""
+
+    share: float  # of all pixels
+    images: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a data set holds, what is wrong with it and what is odd about it. ``print(report)`` shows it.
 
@@ -91,6 +101,8 @@ class Report:
     faults: tuple[str, ...]  # one line each
     warnings: tuple[Remark, ...]
     words: Words
+    labels: dict[str, Label]  # by its name, each class or each of several masks; empty if there is one mask of 0 and 1
+    ignored_share: float  # of all pixels: those of which nobody knows the class
 
     def __str__(self) -> str:
         lines = []
@@ -98,20 +110,34 @@ class Report:
             sizes = [f"{count} of {size}" if len(self.sizes) > 1 else size for size, count in self.sizes.items()]
             shown_sizes = ", ".join(sizes[:8]) + (", ..." if len(sizes) > 8 else "")
             words = self.words
-            without = _count(self.patients_without_tumour, words.group)
-            least, median, greatest = (f"{share:.2%}" for share in self.tumour_share_by_patient)
             lines = [
-                f"data: {_count(self.patients, words.group)}, {_count(self.slices, words.image)}, {shown_sizes} pixels",
-                f"data: {words.target} on {_count(self.tumour_slices, words.image)} "
-                f"({self.tumour_slices / self.slices:.1%}), "
-                f"{self.tumour_share:.2%} of all pixels; by {words.group} {least} to {greatest}, median {median}"
-                + (f", none in {without}" if self.patients_without_tumour else ""),
+                f"data: {_count(self.patients, words.group)}, {_count(self.slices, words.image)}, {shown_sizes} pixels"
             ]
+            lines += self._label_lines() if self.labels else [self._tumour_line()]
         lines += [f"fault: {fault}" for fault in self.faults[:FAULTS_SHOWN]]
         if len(self.faults) > FAULTS_SHOWN:
             lines.append(f"fault: and {len(self.faults) - FAULTS_SHOWN} more")
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _tumour_line(self) -> str:
+        words = self.words
+        without = _count(self.patients_without_tumour, words.group)
+        least, median, greatest = (f"{share:.2%}" for share in self.tumour_share_by_patient)
+        return (
+            f"data: {words.target} on {_count(self.tumour_slices, words.image)} "
+            f"({self.tumour_slices / self.slices:.1%}), "
+            f"{self.tumour_share:.2%} of all pixels; by {words.group} {least} to {greatest}, median {median}"
+            + (f", none in {without}" if self.patients_without_tumour else "")
+        )
+
+    def _label_lines(self) -> list[str]:
+        lines = [
+            f"data: {name} on {_count(label.images, self.words.image)} ({label.images / self.slices:.1%}), "
+            f"{label.share:.2%} of all pixels"
+            for name, label in self.labels.items()
+        ]
+        return lines + ([f"data: to be ignored, {self.ignored_share:.2%} of all pixels"] if self.ignored_share else [])
 
 
 # ------------------------------------------------------------------------------------------ two ways to a report
@@ -131,11 +157,14 @@ def inspect(slices: SliceSet) -> Report:
     def facts(index: int) -> SliceFacts:
         whose = slices.patients[index], slices.numbers[index], slices.files[index]
         rows, columns = slices.extent(index)
-        return slice_facts(*whose, slices.images[index, rows, columns], slices.masks[index, rows, columns, 0])
+        pixels = slices.images[index, rows, columns], slices.masks[index, rows, columns]
+        return slice_facts(*whose, *pixels, len(slices.classes))
 
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         found = list(pool.map(facts, range(len(slices))))
-    return summarize(found, slices.words, warnings=_left_out(slices.skipped))
+    several = slices.classes or slices.masks.shape[3] > 1
+    names = slices.classes or slices.target_names() if several else ()
+    return summarize(found, slices.words, warnings=_left_out(slices.skipped), names=names)
 
 
 def inspect_folder(
@@ -146,6 +175,7 @@ def inspect_folder(
     folders: Sequence[str] | None = None,
     invert_masks: bool = False,
     target_name: str | None = None,
+    classes: Sequence[str] = (),
 ) -> Report:
     """The report on the files in ``folder``, each read at its own size.
 
@@ -156,40 +186,52 @@ def inspect_folder(
 
     Raises UserError if the folder cannot be listed or the manifest cannot be read.
     """
+    reader.check_classes(classes, folders, invert_masks)
     expected = None if manifest is None else read_manifest(manifest)
     listing = reader.list_folder(folder, folders=folders)
     facts: list[SliceFacts | None] = [None] * len(listing.pairs)
 
     def note(index: int, image: np.ndarray, mask: np.ndarray) -> None:
         pair = listing.pairs[index]
-        facts[index] = slice_facts(pair.patient, pair.number, str(pair.image), image, mask)
+        facts[index] = slice_facts(pair.patient, pair.number, str(pair.image), image, mask, len(classes))
 
-    faults = listing.faults + reader.read_pairs(listing, note, invert_masks=invert_masks)
+    faults = listing.faults + reader.read_pairs(listing, note, invert_masks=invert_masks, classes=len(classes))
     if not allow_missing:
         faults += reader.missing_partners(listing)
     if expected is not None:
         faults += differences(expected, digests(listing))
     warnings = _left_out([str(path) for path in listing.unpaired]) if allow_missing else []
-    words = listing.words if target_name is None else replace(listing.words, target=target_name)
+    words = reader.words_of(listing, target_name)
     if 0 < len(groups := {pair.patient for pair in listing.pairs}) < 3:
         found = f"too few {words.group}s ({len(groups)}) for training, validation and test"
         warnings.append(Remark(found, (), f"add {words.group}s, 3 at least"))
-    return summarize([fact for fact in facts if fact is not None], words, faults, warnings)
+    known = [fact for fact in facts if fact is not None]
+    return summarize(known, words, faults, warnings, names=tuple(classes) or words.targets)
 
 
 # ------------------------------------------------------------------------------------------ from slices to a report
 
 
-def slice_facts(patient: str, number: int, file: str, image: np.ndarray, mask: np.ndarray) -> SliceFacts:
-    """What is to be known of a slice: ``image`` uint8 or uint16 (H, W, C), ``mask`` uint8 (H, W) of 0 and 1."""
+def slice_facts(
+    patient: str, number: int, file: str, image: np.ndarray, mask: np.ndarray, classes: int = 0
+) -> SliceFacts:
+    """What is to be known of a slice: ``image`` uint8 or uint16 (H, W, C), ``mask`` (H, W, K) as SliceSet has it."""
+    labels, ignored = (), 0
+    if classes:
+        counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+        labels, ignored = tuple(counts[:classes].tolist()), int(counts[IGNORE])
+    elif mask.shape[2] > 1:
+        labels = tuple(mask.sum(axis=(0, 1), dtype=np.int64).tolist())
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return SliceFacts(
         patient=patient,
         number=number,
         file=file,
-        shape=mask.shape,
-        tumour=int(mask.sum()),
+        shape=mask.shape[:2],
+        tumour=sum(labels[1:]) if classes else int(mask.any(axis=2).sum()),
+        labels=labels,
+        ignored=ignored,
         constant=bool(image.min() == image.max()),
         # Every eighth row tells most channels apart; only the others are compared in full.
         equal=tuple(
@@ -202,14 +244,27 @@ def slice_facts(patient: str, number: int, file: str, image: np.ndarray, mask: n
 
 
 def summarize(
-    facts: Sequence[SliceFacts], words: Words, faults: Sequence[str] = (), warnings: Sequence[Remark] = ()
+    facts: Sequence[SliceFacts],
+    words: Words,
+    faults: Sequence[str] = (),
+    warnings: Sequence[Remark] = (),
+    names: Sequence[str] = (),
 ) -> Report:
-    """The report on the slices of which ``facts`` are known, in the order of patients and numbers."""
+    """The report on the slices of which ``facts`` are known, in the order of patients and numbers.
+
+    ``names`` are those of the classes, or of several masks; none for a single mask of 0 and 1.
+    """
     volumes: dict[str, list[SliceFacts]] = defaultdict(list)
     for fact in facts:
         volumes[fact.patient].append(fact)
     shares = [_tumour_share(volume) for volume in volumes.values()] or [0.0]
-    odd = [*_tumour(volumes, words), *_shared(facts, words), *_constant(facts)]
+    pixels = sum(fact.shape[0] * fact.shape[1] for fact in facts) or 1
+    labels = {
+        name: Label(sum(fact.labels[k] for fact in facts) / pixels, sum(fact.labels[k] > 0 for fact in facts))
+        for k, name in enumerate(names)
+    }
+    of_masks = _never_seen(facts, labels) if names else _tumour(volumes, words)
+    odd = [*of_masks, *_shared(facts, words), *_constant(facts)]
     if words.channels:
         odd += _copies(volumes)
     if not faults:  # else what could not be read would look like a gap
@@ -226,6 +281,8 @@ def summarize(
         faults=tuple(faults),
         warnings=(*odd, *warnings),
         words=words,
+        labels=labels,
+        ignored_share=sum(fact.ignored for fact in facts) / pixels,
     )
 
 
@@ -258,6 +315,14 @@ def _tumour(volumes: dict[str, list[SliceFacts]], words: Words) -> list[Remark]:
         for where, noun, names in (("in", words.group, patients), ("on", words.image, slices))
         if names
     ]
+
+
+def _never_seen(facts: Sequence[SliceFacts], labels: dict[str, Label]) -> list[Remark]:
+    names = tuple(name for name, label in labels.items() if label.images == 0)
+    advice = "what is never shown cannot be learnt, check the masks"
+    if any(fact.ignored for fact in facts):
+        advice += f" (pixels of the value {IGNORE} are ignored)"
+    return [Remark("seen on no image", names, advice)] if names and facts else []
 
 
 def _shared(facts: Sequence[SliceFacts], words: Words) -> list[Remark]:
@@ -342,19 +407,44 @@ def _count(number: int, noun: str) -> str:
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how a folder of data is read; one that is not given is None."""
     add = parser.add_argument
-    add("--folders", nargs=2, metavar=("IMAGES", "MASKS"), help="the names of two folders: equal names in them pair")
+    add(
+        "--folders",
+        nargs="+",
+        metavar=("IMAGES", "MASKS"),
+        help="the names of two folders: equal names in them pair; more folders of masks: masks that may overlap",
+    )
+    add(
+        "--classes",
+        type=cli.names,
+        metavar="NAME,NAME,...",
+        help="masks hold the numbers of these classes (0 is the first, the background; 255: to be ignored)",
+    )
     add("--invert-masks", action="store_true", default=None, help="swap 0 and 1 in every mask")
     add("--target-name", type=cli.name, metavar="NAME", help='what the masks mark, such as "road"')
     add("--allow-missing", action="store_true", default=None, help="leave out images without a mask, and masks alone")
 
 
 def folder_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``reader.read_folder`` and :func:`inspect_folder` that these flags are."""
+    """The arguments of ``reader.read_folder`` and :func:`inspect_folder` that these flags are.
+
+    Raises UserError for flags that do not go together.
+    """
+    folders = options.folders
+    if folders is not None and (len(folders) < 2 or len(set(folders)) < len(folders)):
+        raise UserError(
+            f"--folders: give the names of two or more different folders, got {' '.join(map(shown, folders))}"
+        )
+    if options.target_name is not None and (options.classes is not None or len(folders or ()) > 2):
+        raise UserError("--target-name: names what one mask of 0 and 1 marks; with several targets each has its name")
+    if options.classes is not None and (options.invert_masks or len(folders or ()) > 2):
+        other = "--invert-masks" if options.invert_masks else "several folders of masks"
+        raise UserError(f"--classes: not together with {other}, each mask holds the numbers of all classes")
     return {
         "folders": options.folders,
         "invert_masks": bool(options.invert_masks),
         "target_name": options.target_name,
         "allow_missing": bool(options.allow_missing),
+        "classes": () if options.classes is None else tuple(options.classes.split(",")),
     }
 
 

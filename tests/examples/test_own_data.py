@@ -160,7 +160,14 @@ def test_colours_of_several_sizes_in_group_folders_named_by_mask(tmp_path):
         (("--split-file", "a.csv"), "a.csv: cannot be read (no such file or directory), check the path"),
         (("--images-per-epoch", "0"), "--images-per-epoch: must be a whole number of at least 1, got '0', see --help"),
         (("--target-name", "a\nb"), "--target-name: must be 1 to 40 printable letters, got 'a\\nb', see --help"),
-        (("--folders", "image"), "--folders: expected 2 arguments, see --help"),
+        (("--folders", "image"), "--folders: give the names of two or more different folders, got image"),
+        (("--folders", "image", "a", "a"), "--folders: give the names of two or more different folders, got image a a"),
+        (("--classes", "a,b"), "--classes: says how --data is read, and there is none, give --data"),
+        (("--classes", "a"), "--classes: must be 2 or more different names, such as background,road, got 'a', see --h"),
+        (("--classes", "a,b", "--invert-masks"), "--classes: not together with --invert-masks, each mask holds the "),
+        (("--classes", "a,b", "--folders", "i", "j", "k"), "--classes: not together with several folders of masks, "),
+        (("--classes", "a,b", "--target-name", "c"), "--target-name: names what one mask of 0 and 1 marks; with se"),
+        (("--folders", "i", "j", "k", "--target-name", "c"), "--target-name: names what one mask of 0 and 1 marks;"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_in_one_line(tmp_path, flags, expected):
