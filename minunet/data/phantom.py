@@ -40,6 +40,9 @@ AIR = (0.02, 0.02, 0.02)
 GLIOSIS = (0.41, 0.73, 0.43)  # scars of the white matter, harmless, and bright in FLAIR
 BLOOD = (0.20, 0.15, 0.95)  # takes up the contrast agent
 
+#: The classes of a mask with ``tissues=True``: parts of the drawing whose place is known to the pixel.
+TISSUES = ("background", "cerebrum", "ventricles", "tumour")
+
 Field = Any  # an array, float32 (S, size, size): one number at each point of the head
 Points = tuple[Field, Field, Field]  # z (-1 neck ... 1 crown), y (-1 front ... 1 back), x (-1 ... 1 across)
 
@@ -47,8 +50,11 @@ Points = tuple[Field, Field, Field]  # z (-1 neck ... 1 crown), y (-1 front ... 
 # ------------------------------------------------------------------------------------------ whole data sets
 
 
-def make(patients: int = 24, size: int = 96, seed: int = 0) -> SliceSet:
+def make(patients: int = 24, size: int = 96, seed: int = 0, *, tissues: bool = False) -> SliceSet:
     """``patients`` synthetic patients named PHANTOM_<seed>_<number>, slices of ``size`` x ``size`` pixels.
+
+    With ``tissues`` the masks hold the numbers of :data:`TISSUES`, else they are of the tumour alone. The images are
+    the same.
 
     Raises ValueError if ``patients`` is below 1 or ``size`` below 16.
 
@@ -57,7 +63,7 @@ def make(patients: int = 24, size: int = 96, seed: int = 0) -> SliceSet:
     """
     if patients < 1:
         raise ValueError(f"patients must be at least 1, got {patients}")
-    volumes = [make_patient(seed, patient, size) for patient in range(patients)]
+    volumes = [make_patient(seed, patient, size, tissues=tissues) for patient in range(patients)]
     names = [f"PHANTOM_{seed:02d}_{patient + 1:04d}" for patient in range(patients)]
     owners = [name for name, (images, _) in zip(names, volumes, strict=True) for _ in images]
     numbers = [number for images, _ in volumes for number in range(1, len(images) + 1)]
@@ -68,6 +74,7 @@ def make(patients: int = 24, size: int = 96, seed: int = 0) -> SliceSet:
         numbers=tuple(numbers),
         files=tuple(f"{owner}_{number} (phantom)" for owner, number in zip(owners, numbers, strict=True)),
         words=LGG,
+        classes=TISSUES if tissues else (),
     )
 
 
@@ -75,7 +82,7 @@ def write_kaggle(folder: str | os.PathLike[str], slices: SliceSet) -> None:
     """Writes ``slices`` as the Kaggle data lie on disk, so that ``reader.read_folder`` reads the same arrays back.
 
     Makes ``<folder>/<patient>_20260101/<patient>_20260101_<number>.tif``, uncompressed RGB, and beside it the
-    ``_mask.tif``, grey, 0 and 255.
+    ``_mask.tif``, grey, 0 and 255, or the numbers of the classes.
 
     Raises ValueError for a patient whose name is no name of a folder, and UserError if a patient's folder is there
     already (it may be somebody's work, or a link to it) or the system refuses.
@@ -102,7 +109,7 @@ def write_kaggle(folder: str | os.PathLike[str], slices: SliceSet) -> None:
         ):
             place = places[patient]
             write(place / f"{place.name}_{number}.tif", image)
-            write(place / f"{place.name}_{number}_mask.tif", mask[..., 0] * np.uint8(255))
+            write(place / f"{place.name}_{number}_mask.tif", mask[..., 0] * np.uint8(1 if slices.classes else 255))
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{error.filename or folder}: cannot be written ({reason}), choose another folder") from error
@@ -138,8 +145,10 @@ def best_flair_threshold_dice(slices: SliceSet, normalization: Normalization | N
 # ------------------------------------------------------------------------------------------ one patient
 
 
-def make_patient(seed: int, patient: int, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def make_patient(seed: int, patient: int, size: int = 128, *, tissues: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """One patient, S = 15 ... 25 slices from neck to crown: images uint8 (S, size, size, 3), masks (S, size, size, 1).
+
+    The masks are those of :func:`make`.
 
     Raises ValueError if ``size`` is below 16.
     """
@@ -156,7 +165,12 @@ def make_patient(seed: int, patient: int, size: int = 128) -> tuple[np.ndarray, 
     ventricles = _paint_ventricles(rng, image, points, cerebrum)
     _paint_vessels(image, points, surface)
     tumour = _paint_tumour(rng, image, points, cerebrum, ventricles)
-    return _scan(rng, image), (tumour >= 0.5).astype(np.uint8)[..., None]
+    # As they are painted: what comes later lies over what was there before.
+    layers = (cerebrum >= 0.5, (cerebrum >= 0.5) & (ventricles < 0), tumour >= 0.5) if tissues else (tumour >= 0.5,)
+    mask = np.zeros(tumour.shape, np.uint8)
+    for number, layer in enumerate(layers, start=1):
+        mask[layer] = number
+    return _scan(rng, image), mask[..., None]
 
 
 def _head_coordinates(rng: np.random.Generator, size: int) -> Points:

@@ -204,3 +204,24 @@ def test_arguments_out_of_range():
         phantom.make(patients=0)
     with pytest.raises(ValueError, match="size must be at least 16, got 15"):
         phantom.make_patient(seed=0, patient=0, size=15)
+
+
+def test_the_tissues_lie_in_the_same_images():
+    tumours, tissues = (phantom.make(patients=2, size=32, tissues=asked) for asked in (False, True))
+    np.testing.assert_array_equal(tissues.images, tumours.images)
+    np.testing.assert_array_equal(tissues.masks == 3, tumours.masks == 1)
+    assert tissues.classes == phantom.TISSUES
+    shares = np.bincount(tissues.masks.ravel(), minlength=4) / tissues.masks.size
+    assert (shares > [0.5, 0.1, 0.001, 0.005]).all()
+    # Fluid is dark in all sequences, white matter is not.
+    flair = tissues.images[..., 1].astype(float)
+    ventricles, cerebrum = (flair[tissues.masks[..., 0] == number].mean() for number in (2, 1))
+    assert ventricles < 0.6 * cerebrum
+
+
+def test_tissues_are_read_back_from_files(tmp_path):
+    tissues = phantom.make(patients=1, size=16, tissues=True)
+    phantom.write_kaggle(tmp_path, tissues)
+    read = reader.read_folder(tmp_path, 16, classes=phantom.TISSUES)
+    np.testing.assert_array_equal(read.masks, tissues.masks)
+    assert read.classes == tissues.classes
