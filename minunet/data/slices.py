@@ -145,6 +145,11 @@ class SliceSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether there is one target alone, marked by 1 in masks of 0 and 1."""
+        return not self.classes and self.masks.shape[3] == 1
+
     def target_names(self) -> tuple[str, ...]:
         """What is to be found: the classes but the background, or what each channel of the masks marks.
 
@@ -153,10 +158,11 @@ class SliceSet:
         """
         if self.classes:
             return self.classes[1:]
-        count = self.masks.shape[3]
         if self.words.targets:
             return self.words.targets
-        return (self.words.target,) if count == 1 else tuple(f"{self.words.target} {k + 1}" for k in range(count))
+        if self.is_binary:
+            return (self.words.target,)
+        return tuple(f"{self.words.target} {k + 1}" for k in range(self.masks.shape[3]))
 
     def marked(self, index: int | np.ndarray) -> np.ndarray:
         """The masks at ``index``, a number or several, target by target: uint8 (..., H, W, T) of 0 and 1."""

@@ -162,8 +162,7 @@ def inspect(slices: SliceSet) -> Report:
 
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         found = list(pool.map(facts, range(len(slices))))
-    several = slices.classes or slices.masks.shape[3] > 1
-    names = slices.classes or slices.target_names() if several else ()
+    names = slices.classes or (() if slices.is_binary else slices.target_names())
     return summarize(found, slices.words, warnings=_left_out(slices.skipped), names=names)
 
 

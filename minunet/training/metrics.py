@@ -23,11 +23,12 @@ nothing predicted there is no precision to speak of, neither perfect nor zero, a
   the mean and the median. The honest one: patients are what a new hospital brings, and what a bootstrap can redraw.
 
 :func:`evaluate_masks` puts all of them side by side (:class:`Scores`), with the soft pooled metrics of the Keras
-reference.
+reference. Of several targets each is scored for itself, as if it were the only one (:func:`evaluate_slices`), and their
+mean is taken (:class:`MeanScores`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -36,7 +37,7 @@ import numpy as np
 from minunet.base.backend import Array, array_module, to_numpy
 from minunet.base.choices import check_choice
 from minunet.base.rng import BOOTSTRAP, Key, generator
-from minunet.data.slices import LGG, Words
+from minunet.data.slices import IGNORE, LGG, SliceSet, Words, target_masks
 
 #: The default key of the bootstrap.
 BOOTSTRAP_KEY = Key(seed=0, stream=BOOTSTRAP)
@@ -541,6 +542,7 @@ def evaluate_masks(
     slice_step: float = 1.0,
     reference_smooth: float = 100 / 3,
     extents: Array | None = None,
+    ignored: Array | None = None,
     key: Key = BOOTSTRAP_KEY,
 ) -> Scores:
     """Scores predictions in every scope.
@@ -549,7 +551,8 @@ def evaluate_masks(
     one patient, in the order in which they stand, are its volume, so they must ascend, and a slice that is not there
     (a split by slice) closes up. A pixel is predicted as tumour where its probability is *above* ``threshold``.
     reference_smooth: of the soft metrics, for one channel (:func:`soft_dice` says why 100 / 3). extents: (S, 2), the
-    height and width of each image, at the top left, if the rest is padding, where both arrays are 0. key: of the
+    height and width of each image, at the top left, if the rest is padding, where both arrays are 0. ignored: (S,), how
+    many other pixels of each image are to be left out of all counts; there, too, both arrays are 0. key: of the
     bootstrap.
 
     Raises ValueError if shapes, values or arguments break the rules above, before anything is computed.
@@ -567,8 +570,9 @@ def evaluate_masks(
     actual = _as_binary("targets", targets)
     predicted = probabilities > threshold
     slices = count(predicted, actual, axis=(1, 2, 3))
-    padding = np.zeros(len(targets), int) if extents is None else targets[0].size - np.prod(extents, axis=1)
-    slices = slices._replace(tn=slices.tn - padding)
+    uncounted = np.zeros(len(targets), int) if extents is None else targets[0].size - np.prod(extents, axis=1)
+    uncounted = uncounted if ignored is None else uncounted + ignored
+    slices = slices._replace(tn=slices.tn - uncounted)
     return Scores(
         slices=len(targets),
         tumour_slices=int((slices.tp + slices.fn > 0).sum()),
@@ -580,7 +584,7 @@ def evaluate_masks(
         pooled=_pooled(pooled_counts(slices)),
         per_slice=_per_slice(slices),
         per_patient=_per_patient(predicted[..., 0], actual[..., 0], slices, patients, slice_step, key),
-        reference=_reference(probabilities, actual, int(padding.sum()), reference_smooth),
+        reference=_reference(probabilities, actual, int(uncounted.sum()), reference_smooth),
     )
 
 
@@ -628,9 +632,9 @@ def _summary(values: np.ndarray, key: Key) -> Summary:
     return Summary(len(values), float(np.mean(values)), mean_interval, float(np.median(values)), median_interval)
 
 
-def _reference(probabilities: np.ndarray, actual: np.ndarray, padding: int, smooth: float) -> Reference:
+def _reference(probabilities: np.ndarray, actual: np.ndarray, uncounted: int, smooth: float) -> Reference:
     at_half = count(probabilities > 0.5, actual)
-    at_half = at_half._replace(tn=at_half.tn - padding)
+    at_half = at_half._replace(tn=at_half.tn - uncounted)
     return Reference(
         soft_dice_pooled=soft_dice(probabilities, actual, smooth),
         soft_iou_pooled=soft_iou(probabilities, actual, smooth),
@@ -645,6 +649,123 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+# ------------------------------------------------------------------------------------------------- several targets
+
+
+def predicted_masks(probabilities: Array, classes: int, threshold: float = 0.5) -> np.ndarray:
+    """What ``probabilities`` (..., K) find of each target: uint8 (..., T) of 0 and 1.
+
+    Of ``classes``, each pixel has the most probable one, of equals the first, and the background is no target. With
+    0 classes each channel is a target, found where its probability is above ``threshold``.
+
+    >>> predicted_masks(np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]]), classes=3)
+    array([[1, 0],
+           [0, 0]], dtype=uint8)
+    """
+    probabilities = to_numpy(probabilities)
+    if not classes:
+        return (probabilities > threshold).astype(np.uint8)
+    return target_masks(probabilities.argmax(axis=-1)[..., None], classes)
+
+
+def evaluate_slices(probabilities: np.ndarray, slices: SliceSet) -> dict[str, Scores]:
+    """The scores of each target of ``slices``, by its name, as :func:`evaluate_masks` takes them.
+
+    probabilities: (S, H, W, K), K as the network has them: one of each class, with the background, or of each mask.
+    Of classes, :func:`predicted_masks` are scored, and pixels to be ignored are left out of all counts. No threshold
+    has made these masks, so that the soft metrics among the scores say nothing: see :func:`scores_to_dict`.
+    """
+    names, actual = slices.target_names(), slices.marked(np.arange(len(slices)))
+    found, ignored, extents = probabilities, None, slices.extents
+    if slices.classes:
+        unknown = slices.masks == IGNORE  # the padding, too
+        found = predicted_masks(probabilities, len(slices.classes)) * ~unknown
+        ignored, extents = unknown.sum(axis=(1, 2, 3)), None
+    return {
+        name: evaluate_masks(
+            found[..., k : k + 1].astype(np.float32, copy=False),
+            actual[..., k : k + 1],
+            slices.patients,
+            extents=extents,
+            ignored=ignored,
+        )
+        for k, name in enumerate(names)
+    }
+
+
+@dataclass(frozen=True)
+class MeanScores:
+    """Means over the targets, each of which counts alike, however small it is.
+
+    Dice of two empty masks is 1, so that a target that a patient does not have, and that was not found, counts 1.
+    """
+
+    dice_pooled: float
+    iou_pooled: float
+    names: list[str]  # of the patients
+    dice: list[float]  # of each patient
+    summary: Summary  # of these
+
+
+def mean_scores(scores: Mapping[str, Scores], key: Key = BOOTSTRAP_KEY) -> MeanScores:
+    """The means of what :func:`evaluate_slices` has found."""
+    each = list(scores.values())
+    dices = np.mean([target.per_patient.dice for target in each], axis=0)
+    return MeanScores(
+        dice_pooled=float(np.mean([target.pooled.dice for target in each])),
+        iou_pooled=float(np.mean([target.pooled.iou for target in each])),
+        names=each[0].per_patient.names,
+        dice=dices.tolist(),
+        summary=_summary(dices, key),
+    )
+
+
+def scores_to_dict(scores: Mapping[str, Scores], exclusive: bool) -> dict[str, Any]:
+    """The scores of several targets as metrics.json has them.
+
+    Those of ``exclusive`` classes are without what needs a threshold: "threshold", and "reference", its soft metrics.
+    """
+    of_a_threshold = ("threshold", "reference") if exclusive else ()
+    classes = {
+        name: {field: value for field, value in target.to_dict().items() if field not in of_a_threshold}
+        for name, target in scores.items()
+    }
+    return {"mean": asdict(mean_scores(scores)), "classes": classes}
+
+
+def format_targets(scores: Mapping[str, Scores], exclusive: bool, words: Words = LGG) -> str:
+    """The scores of several targets as a table to print: a line for each, and one for their mean."""
+    first = next(iter(scores.values()))
+    height, width = first.image_size
+    rule = f"Each is predicted where its probability is above {first.threshold:g}; they may overlap."
+    if exclusive:
+        rule = "Each pixel has its most probable class; pixels to be ignored are left out."
+    per_group, interval = f"Dice per {words.group}, {words.pooled}", f"{'95 % interval':<16}"
+    lines = [
+        f"{words.image.capitalize()}s: {first.slices}. {words.group.capitalize()}s: {first.patients}."
+        f" Pixels: {height} x {width}. {rule}",
+        "",
+        f"{per_group:<40}{'mean':>8}  {interval}{'median':>8}  {interval}{'Dice pooled':>13}{'IoU pooled':>12}",
+    ]
+    mean = mean_scores(scores)
+    rows = [(name, s.per_patient.summary.dice, s.pooled.dice, s.pooled.iou) for name, s in scores.items()]
+    rows.append(("mean", mean.summary, mean.dice_pooled, mean.iou_pooled))
+    lines += [f"  {name[:38]:<38}{_figures(s)}{_cell(dice, 13)}{_cell(iou, 12)}" for name, s, dice, iou in rows]
+    return "\n".join(lines)
+
+
+def _figures(values: Summary, digits: int = 3) -> str:
+    """Mean and median, each with its interval, as cells of a table."""
+    row = ""
+    for figure, (low, high) in ((values.mean, values.mean_interval), (values.median, values.median_interval)):
+        interval = "n/a" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+        row += f"{_cell(figure, 8, digits)}  {interval:<16}"
+    return row
+
+
+# ------------------------------------------------------------------------------------------------- the table
+
+
 def format_report(scores: Scores, words: Words = LGG) -> str:
     """The scores as a table to print, in the ``words`` of the data set. What is None in them prints as n/a."""
     summary, pooled, by_slice, reference = scores.per_patient.summary, scores.pooled, scores.per_slice, scores.reference
@@ -654,11 +775,7 @@ def format_report(scores: Scores, words: Words = LGG) -> str:
     smoothed = f"reference: soft, pooled, smooth {reference.smooth:.4g}"
 
     def summary_row(label: str, values: Summary, digits: int = 3) -> str:
-        row = f"  {label:<38}"
-        for figure, (low, high) in ((values.mean, values.mean_interval), (values.median, values.median_interval)):
-            interval = "n/a" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
-            row += f"{_cell(figure, 8, digits)}  {interval:<16}"
-        return row.rstrip()
+        return f"  {label:<38}{_figures(values, digits)}".rstrip()
 
     def dice_row(label: str, dice_value: float | None, iou_value: float | None) -> str:
         return f"  {label:<38}{_cell(dice_value, 8)}{_cell(iou_value, 8)}"
