@@ -17,6 +17,7 @@ from minunet.base.choices import check_choice
 from minunet.base.errors import UserError
 from minunet.engines import memory
 from minunet.engines.selfcheck import difference
+from minunet.network.layers import frozen_norms
 from minunet.network.loss import Loss
 from minunet.network.own_code import own_code
 from minunet.network.unet import UNet
@@ -158,11 +159,17 @@ def unsupported(
         except ImportError as error:  # what an engine needs beyond NumPy may be missing
             reason = f"the engine cannot be imported: {error}"
         else:
-            reason = own_code(net) or module.unsupported(net, loss, max_batch, image_size, precision)
+            own = own_code(net) or _frozen(net)
+            reason = own or module.unsupported(net, loss, max_batch, image_size, precision)
     if precision != "float32" and (choice == "plain" or reason is not None):
         why = "the plain path computes in float32" if reason is None else reason
         raise UserError(f"--precision: {precision} is not to be had ({why}), leave it out")
     return reason
+
+
+def _frozen(net: UNet) -> str | None:
+    """Which batch norm normalises by its running statistics in training, too: no engine has a step for it."""
+    return next((f"{name} is frozen, which the engine cannot compute" for name in frozen_norms(net)), None)
 
 
 def step_bytes(device: Device, choice: EngineChoice, precision: Precision) -> memory.StepBytes:

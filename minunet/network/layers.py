@@ -10,7 +10,8 @@ A layer of one's own that is made of others has nothing to say about their array
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,9 @@ class BatchNorm2d(Layer):
 
     The running statistics start at mean 0 and variance 1. Forward does not change them: the training step
     averages the batch's own, which are in the cache, into them.
+
+    While :attr:`frozen`, it normalises by the running statistics in training, too, as in inference: it is then a fixed
+    scale and shift of each channel, and so is its backward pass. It has no batch statistics for anyone to average.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-3, dtype: str = "float32") -> None:
@@ -160,6 +164,7 @@ class BatchNorm2d(Layer):
         self.running_mean: Array = np.zeros(channels, dtype)
         self.running_var: Array = np.ones(channels, dtype)
         self.eps = eps
+        self.frozen = False
 
     def parameters(self) -> Arrays:
         return {"gamma": self.gamma, "beta": self.beta}
@@ -168,8 +173,9 @@ class BatchNorm2d(Layer):
         return {"running_mean": self.running_mean, "running_var": self.running_var}
 
     def forward(self, x: Array, *, training: bool) -> tuple[Array, BatchNorm2dCache]:
+        by_batch = training and not self.frozen
         return ops.batch_norm2d_forward(
-            x, self.gamma, self.beta, self.running_mean, self.running_var, training=training, eps=self.eps
+            x, self.gamma, self.beta, self.running_mean, self.running_var, training=by_batch, eps=self.eps
         )
 
     def backward(self, dy: Array, cache: BatchNorm2dCache) -> tuple[Array, Arrays]:
@@ -177,8 +183,35 @@ class BatchNorm2d(Layer):
         return dx, {"gamma": dgamma, "beta": dbeta}
 
     def batch_stats(self, cache: BatchNorm2dCache) -> Arrays:
-        """The batch's own statistics, under the names of the buffers that average them."""
+        """The batch's own statistics, under the names of the buffers that average them; none while frozen."""
+        if self.frozen:
+            return {}
         return {"running_mean": cache.batch_mean, "running_var": cache.batch_var}
+
+
+def _norms(layer: Layer) -> dict[str, BatchNorm2d]:
+    return {name: leaf for name, leaf in layer.leaves().items() if isinstance(leaf, BatchNorm2d)}
+
+
+def frozen_norms(layer: Layer) -> list[str]:
+    """The names of the batch norms in ``layer`` that are frozen."""
+    return [name for name, norm in _norms(layer).items() if norm.frozen]
+
+
+@contextmanager
+def norms_frozen(layer: Layer, trained: Collection[str]) -> Iterator[None]:
+    """While it lasts, each batch norm in ``layer`` is frozen of which no parameter is among the names ``trained``.
+
+    Otherwise it would not stay the function it was: batches of other images would change what it does to a channel.
+    """
+    before = {name: norm.frozen for name, norm in _norms(layer).items()}
+    try:
+        for name, norm in _norms(layer).items():
+            norm.frozen |= not any(f"{name}.{own}" in trained for own in norm.parameters())
+        yield
+    finally:
+        for name, norm in _norms(layer).items():  # an engine may have put others in their place
+            norm.frozen = before[name]
 
 
 class Dropout(Layer):

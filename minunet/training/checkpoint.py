@@ -6,6 +6,7 @@ A checkpoint is a guarded archive (:mod:`minunet.base.archive`) with these array
     buffers/down1.norm1.running_mean         its running statistics
     adamw/first_moment/down1.conv1.weight, adamw/second_moment/down1.conv1.weight
     ema/down1.conv1.weight                   the averaged network, if the run keeps one
+                                             (with those arrays, too, that do not change and are not averaged)
     history/train_loss                       a column of the run's history: one value an epoch
 
 Before the first array is read, the names, shapes and dtypes of all of them but the history are compared with those of
@@ -165,7 +166,7 @@ def _training_arrays(net: UNet, optimizer: AdamW, ema: WeightEMA | None) -> Arra
         | _prefixed("buffers/", net.buffers())
         | _prefixed("adamw/first_moment/", optimizer.first_moment)
         | _prefixed("adamw/second_moment/", optimizer.second_moment)
-        | _prefixed("ema/", {} if ema is None else ema.average)
+        | _prefixed("ema/", {} if ema is None else net.parameters() | net.buffers() | ema.average)
     )
 
 

@@ -39,6 +39,8 @@ class TrainingConfig:
     ema_decay: float | None = None  # None: no average of the weights
     monitor: Monitor = "dice"  # what makes an epoch the best, on the validation patients
     patience: int | None = None  # epochs without a new best after which to stop; None: never
+    #: The parts of the network that learn, by the beginnings of their parameters' names: ("up1", "head"). None: all.
+    train_only: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if isinstance(self.train_only, str) or (self.train_only is not None and not self.train_only):
+            raise ValueError(f"train_only must be a tuple of one name or more, or None, got {self.train_only!r}")
         check_choice("sampling", self.sampling, Sampling)
         check_choice("schedule", self.schedule, Schedule)
         check_choice("monitor", self.monitor, Monitor)
@@ -65,8 +69,9 @@ class TrainingConfig:
             plain = {name: value for name, value in loss.items() if isinstance(value, int | float | str | None)}
             loss = {"class": class_name(type(self.loss)), **plain}
         settings = {**asdict(self), "loss": loss}
-        if self.crop is None:  # as in the files of runs from before there were crops
-            del settings["crop"]
+        for name in ("crop", "train_only"):  # as in the files of runs from before there were these
+            if settings[name] is None:
+                del settings[name]
         return settings
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:

@@ -26,13 +26,13 @@ from minunet.data.batches import Batch, epoch_order, in_chunks, prefetch
 from minunet.data.images import shown
 from minunet.data.normalize import Normalization, VolumeStatistics
 from minunet.data.slices import SliceSet
-from minunet.network.layers import map_arrays
+from minunet.network.layers import frozen_norms, map_arrays, norms_frozen
 from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training.checkpoint import load_history, load_metadata, load_training, save_training
 from minunet.training.config import TrainingConfig
 from minunet.training.evaluation import Evaluation, evaluate
-from minunet.training.optim import norms_and_biases
+from minunet.training.optim import named, norms_and_biases
 from minunet.training.step import Engine, train_step
 
 
@@ -169,14 +169,20 @@ def fit(
     a disk without room for it is found then. ``metadata`` is stored in the checkpoints: how the images were prepared,
     so that a prediction can do the same.
 
+    With ``config.train_only`` the other parameters stay as they are, bit for bit: the optimiser has no moments of them,
+    and they neither decay nor count in the clipped norm. A batch norm of which nothing is trained is frozen as Keras
+    freezes it: it normalises by its running statistics, and keeps them. No engine has such batch norms: the steps then
+    take the plain path, which a line says, and ``engine`` judges.
+
     With ``config.crop`` the network learns from squares of the images and is judged on whole ones, in tiles of about
     ``side`` pixels (None: whole images at once), by the engine ``judge``, which was built for them (None: ``engine``).
 
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted, moved or
     replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or
-    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's, or if
-    that is of masks and the network's output of classes, or the reverse.
+    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's, if that is
+    of masks and the network's output of classes, or the reverse, or if ``config.train_only`` names a part that the
+    network does not have.
     """
     if engine.loss != config.loss:
         raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
@@ -184,13 +190,20 @@ def fit(
     if wanted is not None and engine.net.config["output"] != wanted:
         found = engine.net.config["output"]
         raise ValueError(f"the network must have output={wanted!r} for a {type(config.loss).__name__}, got {found!r}")
+    trained = named(engine.net.parameters(), config.train_only)
     check_batches(engine.net, data.train, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if config.crop is not None:
         side = side or max(data.train.images.shape[1:3])
-    with held(folder):
-        run = _Run(engine, data, config, folder, dict(metadata or {}), judge or engine, side)
+    with held(folder), norms_frozen(engine.net, trained):
+        judge = judge or engine
+        if (frozen := frozen_norms(engine.net)) and type(engine) is not Engine:
+            plain = Engine(engine.net, engine.loss)
+            plain.reason = f"{frozen[0]} is frozen, which the engine cannot compute"
+            print(f"engine of the steps: {plain.description}", flush=True)
+            engine = plain
+        run = _Run(engine, data, config, folder, dict(metadata or {}), judge, side)
         if resume:
             run.resume()
         else:
@@ -241,11 +254,13 @@ class _Run:
         self.engine, self.net = engine, engine.net
         self.judge, self.side = judge, side
         self.config, self.folder = config, folder
-        parameters = self.net.parameters()
+        parameters = named(self.net.parameters(), config.train_only)
         no_decay = () if config.decay_norms_and_biases else norms_and_biases(parameters)
         self.optimizer = engine.optimizer(parameters, config.lr, weight_decay=config.weight_decay, no_decay=no_decay)
-        arrays = parameters | self.net.buffers()
-        self.ema = None if config.ema_decay is None else engine.average(arrays, config.ema_decay)
+        # An average of what does not change would change it, by rounding.
+        frozen = frozen_norms(self.net)
+        buffers = {name: a for name, a in self.net.buffers().items() if name.rpartition(".")[0] not in frozen}
+        self.ema = None if config.ema_decay is None else engine.average(parameters | buffers, config.ema_decay)
         statistics = data.normalization.statistics
         self.train, self.train_statistics = data.train, statistics(data.train)
         self.validation, self.validation_statistics = data.validation, statistics(data.validation)
@@ -263,9 +278,9 @@ class _Run:
 
     def resume(self) -> None:
         path = self.folder / "last.npz"
+        self._check_same_run(path, load_metadata(path), "resume with the same settings and data")
         history = load_history(path)
         found = load_training(path, self.net, self.optimizer, self.ema)
-        self._check_same_run(path, found, "resume with the same settings and data")
         environment_then = found.get("environment")
         then = {
             **(environment_then if isinstance(environment_then, dict) else {}),
@@ -461,10 +476,11 @@ class _Run:
 
 
 def with_arrays(net: UNet, arrays: Mapping[str, Array]) -> UNet:
-    """A copy of ``net`` whose parameters and buffers have the values of ``arrays``."""
+    """A copy of ``net`` in which the parameters and buffers that are in ``arrays``, too, have the values there."""
     twin: UNet = map_arrays(net, lambda array: array.copy())
-    for name, array in (twin.parameters() | twin.buffers()).items():
-        array[...] = arrays[name]
+    own = twin.parameters() | twin.buffers()
+    for name, array in arrays.items():
+        own[name][...] = array
     return twin
 
 

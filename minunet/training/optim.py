@@ -122,6 +122,30 @@ def norms_and_biases(parameters: Mapping[str, Array]) -> set[str]:
     return {name for name in parameters if name.rpartition(".")[2] in ("bias", "gamma", "beta")}
 
 
+def named(parameters: Mapping[str, Array], parts: Collection[str] | None) -> Arrays:
+    """Those of ``parameters`` that are called as one of ``parts``, or that begin so before a dot; all if it is None.
+
+    Raises ValueError for a part that names none, and lists what there is.
+
+    >>> sorted(named({"up1.up.weight": 0, "up10.up.weight": 0, "head.bias": 0}, ("up1", "head.bias")))
+    ['head.bias', 'up1.up.weight']
+    """
+    if parts is None:
+        return dict(parameters)
+    for part in parts:
+        if not any(_is_part(part, name) for name in parameters):
+            there_are = ", ".join(dict.fromkeys(name.partition(".")[0] for name in parameters))
+            raise ValueError(
+                f"{part!r:.80} names no part of the network; there are {there_are}, and what is in them, "
+                f"such as {next(iter(parameters))}"
+            )
+    return {name: array for name, array in parameters.items() if any(_is_part(part, name) for part in parts)}
+
+
+def _is_part(part: str, name: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
 def warmup_cosine(step: int, total_steps: int, peak: float, warmup_steps: int = 0, final: float = 0.0) -> float:
     """The learning rate of ``step``, from 0: a straight line up to ``peak``, then half a cosine down to ``final``.
 
@@ -185,7 +209,7 @@ class WeightEMA:
         self.average = {name: value.copy() for name, value in values.items()}
 
     def update(self, values: Mapping[str, Array]) -> None:
-        """Move the average towards ``values``, which have the names that the constructor saw."""
+        """Move the average towards ``values``, which have the names that the constructor saw, and perhaps more."""
         self.updates += 1
         decay = min(self.max_decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.items():

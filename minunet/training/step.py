@@ -55,12 +55,16 @@ def train_step(
 ) -> tuple[float, float]:
     """One step of training, which changes ``net``, ``optimizer`` and ``ema``. Returns the loss and the gradient's norm.
 
-    ``engine`` is one that was built for ``net`` and ``loss``, or None for the plain path.
+    What ``optimizer`` lacks of the parameters is not trained: it stays as it is, and its gradient, which backward
+    works out all the same, has no part in the norm. ``engine`` is one that was built for ``net`` and ``loss``, or None
+    for the plain path.
     Raises Diverged, before anything is changed, if the loss or a gradient is NaN or infinite; the message says where
     the step first met such a value.
     """
     engine = engine or Engine(net, loss)
     value, grads, batch_stats = engine.loss_and_grads(x, target, key)
+    if grads.keys() > optimizer.parameters.keys():
+        grads = {name: grads[name] for name in optimizer.parameters}
     grads, norm = engine.clip(grads, math.inf if clip_norm is None else clip_norm)
     if not (math.isfinite(value) and math.isfinite(norm)):
         where = first_non_finite(net, x, target, loss, key)
@@ -73,9 +77,14 @@ def train_step(
 
 
 def update_running_stats(net: UNet, batch_stats: Mapping[str, Array], momentum: float) -> None:
-    """In place: running <- momentum * running + (1 - momentum) * batch, as Keras does it, with the biased variance."""
-    for name, running in net.buffers().items():
-        running[...] = momentum * running + (1 - momentum) * batch_stats[name]
+    """In place: running <- momentum * running + (1 - momentum) * batch, as Keras does it, with the biased variance.
+
+    The running statistics that ``batch_stats`` lacks, those of frozen batch norms, stay as they are.
+    """
+    buffers = net.buffers()
+    for name, batch in batch_stats.items():
+        running = buffers[name]
+        running[...] = momentum * running + (1 - momentum) * batch
 
 
 class Engine:

@@ -43,6 +43,8 @@ def test_the_settings_tell_the_losses_apart_and_those_of_masks_are_as_ever():
         ("monitor", "iou"),
         ("batch_norm_momentum", 1.0),
         ("warmup_epochs", 30),
+        ("train_only", "head"),
+        ("train_only", ()),
     ],
 )
 def test_a_config_out_of_range_is_refused(field, value):
