@@ -4,6 +4,8 @@
     minunet train --data kaggle_3m --preset small  on LGG-MRI, on a laptop
     minunet train --data kaggle_3m --preset best   on LGG-MRI, on a GPU
     minunet train --data my_data                   on your own images: docs/your_data.md
+    minunet train --data my_data --init runs/small/best.npz --train-only up1,head
+                                                   fine-tune a trained network: docs/library.md
     minunet train --resume runs/small              go on with a run that was stopped
 
 Everything a run computes lies in its folder when it ends: config.json, history.csv, metrics.json, four pictures,
@@ -11,6 +13,7 @@ and the checkpoints best.npz and last.npz, from which images are predicted.
 """
 
 import argparse
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator
@@ -22,8 +25,8 @@ from typing import Any, NamedTuple
 from minunet import engines
 from minunet.base import cli
 from minunet.base.backend import Device, gpu_pool_bytes, to_device
-from minunet.base.durable import json_text, read_text, write_text
-from minunet.base.environment import environment
+from minunet.base.durable import json_text, open_regular, read_text, write_text
+from minunet.base.environment import differences, environment
 from minunet.base.errors import UserError
 from minunet.base.run_folder import next_free_folder, run_folder
 from minunet.base.signals import StopRequest
@@ -35,9 +38,10 @@ from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.network.unet import UNet
 from minunet.summary import summary
-from minunet.training.checkpoint import load_net
+from minunet.training.checkpoint import Weights, load_metadata, load_net, load_weights
 from minunet.training.evaluation import predict_slices
 from minunet.training.loop import FolderLost, Hooks, TrainingData, check_batches, fit
+from minunet.training.optim import named
 from minunet.training.presets import Preset
 from minunet.training.step import Engine
 from minunet.training.tiles import tiles
@@ -53,6 +57,7 @@ def main(arguments: list[str], program: str = "minunet train") -> None:
     preset = choose_preset(options, device)
     parts = read_data(options, preset)
     net = make_network(preset, options.seed, parts.train, device)
+    init = start_weights(net, preset, parts.train, options)
     needed = step_bytes(net, preset, device, options)
     config = config_of(options, preset, net, parts)
     output = options.output or next_free_folder("runs", options.preset)
@@ -72,7 +77,7 @@ def main(arguments: list[str], program: str = "minunet train") -> None:
                     preset.training,
                     folder,
                     resume=options.resume is not None,
-                    metadata={"preprocessing": preprocessing(preset), **of_data(parts.train)},
+                    metadata={"preprocessing": preprocessing(preset), **of_data(parts.train), **init},
                     hooks=Hooks(should_stop=lambda: stop.requested),
                     progress_bar=not options.quiet,
                     judge=judging,
@@ -105,10 +110,37 @@ def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> 
     """The network of the preset, on ``device``."""
     net = UNet(**preset.model, in_channels=train.images.shape[3], seed=seed)
     check_batches(net, train, preset.training)
+    try:
+        named(net.parameters(), preset.training.train_only)
+    except ValueError as error:
+        raise UserError(f"--train-only: {error}") from None
     size = summary(net, preset.image_size, preset.image_size)
     print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
     on_device: UNet = map_arrays(net, lambda array: to_device(array, device))
     return on_device
+
+
+def start_weights(net: UNet, preset: Preset, train: SliceSet, options: argparse.Namespace) -> dict[str, Any]:
+    """Give ``net`` the weights of ``--init``, if that was given. Returns what the run's checkpoints note of them.
+
+    A line says if the images of that network were prepared in another way than those of this run.
+    """
+    if options.init is None:
+        return {}
+    if options.resume is not None:  # its last.npz has the weights, and the note
+        return {"init": load_metadata(Path(options.resume) / "last.npz").get("init")}
+    weights: Weights = options.init_weights or "auto"
+    found = load_weights(options.init, net, weights)
+    now = {**preprocessing(preset), **of_data(train)}
+    then = found.get("preprocessing")
+    then = {**(then if isinstance(then, dict) else {}), "kind": found.get("kind")}
+    prepared = ("image_size", "normalization", "kind")
+    if changed := differences({name: then.get(name) for name in prepared}, {name: now[name] for name in prepared}):
+        print(f"note: --init: the images of that network were not prepared as these are ({'; '.join(changed)})")
+    with open_regular(options.init) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"network: begins with the weights of {images.shown(options.init)}", flush=True)
+    return {"init": {"path": str(Path(options.init).resolve()), "sha256": digest, "weights": weights}}
 
 
 def build(net: UNet, preset: Preset, device: Device, options: argparse.Namespace, *, training: bool = True) -> Engine:
@@ -121,7 +153,8 @@ def build(net: UNet, preset: Preset, device: Device, options: argparse.Namespace
 def step_bytes(net: UNet, preset: Preset, device: Device, options: argparse.Namespace) -> memory.StepBytes:
     """How much memory a step of that engine needs. Raises UserError if it cannot be had: before anything is written."""
     plain = engines.unsupported(net, preset.training.loss, *sizes(preset), device, options.engine, options.precision)
-    return engines.step_bytes(device, options.engine if plain is None else "plain", options.precision)
+    fast = plain is None and preset.training.train_only is None  # frozen batch norms take the plain path
+    return engines.step_bytes(device, options.engine if fast else "plain", options.precision)
 
 
 def preprocessing(preset: Preset) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from minunet import engines
 from minunet.base import cli
@@ -13,6 +13,7 @@ from minunet.base.durable import read_text
 from minunet.base.errors import UserError
 from minunet.data import verify
 from minunet.data.augment import PRESETS as AUGMENTATIONS
+from minunet.training.checkpoint import Weights
 from minunet.training.presets import PRESETS, Preset
 
 
@@ -38,6 +39,8 @@ def check_together(options: argparse.Namespace) -> None:
         for name in ("folders", "classes", "invert_masks", "target_name"):
             if getattr(options, name) is not None:
                 raise UserError(f"{flag(name)}: says how --data is read, and there is none, give --data")
+    if options.init_weights is not None and options.init is None:
+        raise UserError("--init-weights: says which weights of --init are taken, and there is none, give --init")
     if options.split_file is not None:
         for name in ("split", "fold"):
             if getattr(options, name) is not None:
@@ -53,6 +56,9 @@ def flags(program: str, description: str) -> cli.Parser:
     add("--preset", choices=sorted(PRESETS), help="the recipe; left out: quick, or small with --data")
     add("--output", metavar="DIR", help="the run's folder; left out: runs/<preset>, or the next free name")
     add("--resume", metavar="DIR", help="go on with the run in this folder; with --data, if its data have moved")
+    add("--init", metavar="CHECKPOINT", help="begin with the weights of this best.npz or last.npz; all else is new")
+    add("--init-weights", choices=get_args(Weights), help="averaged (ema), the last step's (raw); default as predict's")
+    add("--train-only", metavar="NAME,NAME", help="train these parts of the network, such as up1,head, and no other")
     add("--split-file", metavar="CSV", help="who is in which part: a line group,part, then one for each group")
     add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
     add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
@@ -111,21 +117,34 @@ SETTINGS = (
     "target_name",
     "split_file",
     "images_per_epoch",
+    "init",
+    "init_weights",
+    "train_only",
 )
 
 #: Those that say where a file or folder lies: it may be another place when the run is resumed.
 PLACES = ("data", "split_file")
 
 #: What those settings are that the runs of earlier versions did not have.
-OLD = dict.fromkeys(("crop", "folders", "classes", "target_name", "split_file", "images_per_epoch")) | {
-    "invert_masks": False
-}
+NEW = (
+    "crop",
+    "folders",
+    "classes",
+    "target_name",
+    "split_file",
+    "images_per_epoch",
+    "init",
+    "init_weights",
+    "train_only",
+)
+OLD = dict.fromkeys(NEW) | {"invert_masks": False}
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The settings as config.json stores them: places as whole paths."""
     settings = {name: getattr(options, name) for name in SETTINGS}
-    return settings | {name: str(Path(settings[name]).resolve()) for name in PLACES if settings[name] is not None}
+    paths = [name for name in (*PLACES, "init") if settings[name] is not None]
+    return settings | {name: str(Path(settings[name]).resolve()) for name in paths}
 
 
 def read_settings(path: Path, parser: cli.Parser) -> dict[str, Any]:
@@ -176,6 +195,10 @@ def choose_preset(options: argparse.Namespace, device: Device) -> Preset:
         changes["augment_masks"] = False
     elif options.augment is not None:
         changes["augmentation"] = AUGMENTATIONS[options.augment]
+    if options.train_only is not None:
+        changes["train_only"] = tuple(options.train_only.split(","))
+        if options.precision != "float32":  # what the plain path does not have
+            raise UserError(f"--precision: {options.precision} is not available with --train-only, drop one of the two")
     changes["crop"] = options.crop
     if options.crop is not None and options.image_size is not None:
         raise UserError("--image-size: not together with --crop, which takes images at their own size")

@@ -146,6 +146,29 @@ def load_net(
     return net, reader.metadata
 
 
+def load_weights(path: str | os.PathLike[str], net: UNet, weights: Weights = "auto") -> dict[str, Any]:
+    """Put the weights and running statistics of a checkpoint into ``net``, for a new run; and return the metadata.
+
+    ``weights`` as in :func:`load_net`. The two networks have the same channels, widths and kernels; the seed, the
+    dropout and the dtype may be others, and stay those of ``net``. With an error, nothing has been changed.
+
+    Raises what :func:`load_net` does, and UserError if the checkpoint is of a network with other arrays.
+    """
+    found, metadata = load_net(path, weights, network=type(net))
+    there, free = found.config, ("seed", "dropout", "dtype")
+    differ = [
+        f"{name} is {there.get(name)} there and {value} here"
+        for name, value in net.config.items()
+        if name not in free and there.get(name) != value
+    ]
+    if differ:
+        raise UserError(f"{path}: its weights do not fit ({'; '.join(differ)}), give a checkpoint of such a network")
+    arrays = found.parameters() | found.buffers()
+    for name, array in (net.parameters() | net.buffers()).items():
+        _copy_into(array, arrays[name])
+    return metadata
+
+
 def _check_same_arrays(path: Path, stored: Mapping[str, Spec], expected: Mapping[str, Spec]) -> None:
     """Raise UserError, naming the first difference, unless the file has exactly the ``expected`` arrays."""
     found = [

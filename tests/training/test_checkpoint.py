@@ -305,6 +305,38 @@ def test_the_network_of_a_run_without_average(tmp_path):
         checkpoint.load_net(path, "ema")
 
 
+def test_start_weights_fit_a_network_of_another_seed_dropout_and_dtype(tmp_path):
+    path = tmp_path / "last.npz"
+    run = Run().train(3).save(path)
+    raw = run.net.parameters() | run.net.buffers()
+    for weights, expected in {"auto": run.ema.average, "raw": raw}.items():
+        net = UNet(**SETTINGS, seed=5, dropout=0.1, dtype="float64")
+        config = net.config
+        metadata = checkpoint.load_weights(path, net, weights)
+        assert net.config == config
+        assert metadata["model"]["seed"] == 0
+        arrays = net.parameters() | net.buffers()
+        assert {array.dtype for array in arrays.values()} == {np.dtype("float64")}
+        assert_same({name: array.astype("f4") for name, array in arrays.items()}, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 1}, "in_channels is 3 there and 1 here"),
+        ({"batch_norm_eps": 0.1}, "batch_norm_eps is 0.001 there and 0.1 here"),
+        ({"widths": (3, 5)}, r"widths is \(2, 3, 5\) there and \(3, 5\) here"),
+    ],
+)
+def test_start_weights_of_another_architecture_are_refused_and_change_nothing(tmp_path, change, message):
+    path = tmp_path / "last.npz"
+    Run().save(path)
+    net, twin = (UNet(**SETTINGS | change) for _ in range(2))
+    with pytest.raises(UserError, match=rf"last\.npz: its weights do not fit \({message}\), give a checkpoint"):
+        checkpoint.load_weights(path, net)
+    assert_same(net.parameters() | net.buffers(), twin.parameters() | twin.buffers())
+
+
 @given(
     widths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
