@@ -132,8 +132,10 @@ class Hooks:
 
     #: After each step. If it says yes, ``last.npz`` is written in mid-epoch, and fit returns.
     should_stop: Callable[[], bool] | None = None
-    #: When everything of an epoch is written, with the network that was judged.
-    after_epoch: Callable[[Progress, UNet], None] | None = None
+    #: When everything of an epoch is written, with the progress, whose ``history[-1]`` is the epoch's row, and the
+    #: network that was judged. If it returns True, fit returns. It may raise, too: ``last.npz`` is then the state after
+    #: that epoch, and ``resume`` goes on with the next one.
+    after_epoch: Callable[[Progress, UNet], bool | None] | None = None
 
 
 class FolderLost(UserError):
@@ -214,8 +216,8 @@ def fit(
                     run.save("last.npz")
                     break
                 run.finish_epoch()
-                if hooks.after_epoch is not None:
-                    hooks.after_epoch(run.progress, run.averaged_net())
+                if hooks.after_epoch is not None and hooks.after_epoch(run.progress, run.averaged_net()):
+                    break
         except UserError:
             if not is_same(folder):
                 run.save_elsewhere()

@@ -133,6 +133,33 @@ def test_from_every_state_after_a_power_cut_at_the_end_of_an_epoch_the_run_is_re
         assert (folder / "history.csv").read_text() == (whole / "history.csv").read_text()
 
 
+@pytest.mark.parametrize("way", ["returns True", "raises"])
+def test_a_function_after_each_epoch_may_stop_the_run_and_nothing_is_lost(slices, whole, tmp_path, way):
+    rows, on_validation = [], []
+
+    def after_epoch(progress, net):
+        rows.append(progress.history[-1])
+        probabilities = predict_slices(net, slices[1], NORMALIZATION)
+        on_validation.append(metrics.dice(metrics.count(probabilities > 0.5, slices[1].masks > 0)))
+        assert load(tmp_path / "last.npz")[1]["progress"]["epoch"] == progress.epoch == len(rows)
+        if way == "raises" and len(rows) == 2:
+            raise ZeroDivisionError("in the hook")
+        return len(rows) == 2
+
+    data, hooks = TrainingData(*slices, NORMALIZATION), Hooks(after_epoch=after_epoch)
+    if way == "raises":
+        with pytest.raises(ZeroDivisionError, match="in the hook"):
+            fit(engine(), data, CONFIG, tmp_path, hooks=hooks, progress_bar=False)
+    else:
+        progress = fit(engine(), data, CONFIG, tmp_path, hooks=hooks, progress_bar=False)
+        assert not progress.finished
+    finished = fit(engine(), data, CONFIG, tmp_path, hooks=hooks, progress_bar=False, resume=True)
+    assert finished.finished
+    assert rows == finished.history
+    assert on_validation == pytest.approx([row["validation_dice"] for row in rows], abs=1e-6)
+    assert final_weights(tmp_path) == final_weights(whole)
+
+
 def test_a_finished_run_has_nothing_to_resume(slices, tmp_path):
     run(slices, tmp_path)
     before = final_weights(tmp_path)
