@@ -4,9 +4,10 @@ The grey values of an MR image have no unit. A scanner, a coil, a sequence give 
 own, so that 120 is tumour in one patient and healthy tissue in the next. ``kind="volume"`` therefore looks at
 the whole volume of a patient, each channel on its own: values outside the 10th to the 99th percentile are clipped (a
 few very bright pixels no longer set the scale), then the mean is subtracted and the result divided by the standard
-deviation. ``kind="scale"`` is the reference's plain x / 255.
+deviation. ``kind="scale"`` is the reference's plain x / 255, and ``kind="none"`` is for images that are network inputs
+already: it changes nothing.
 
-Both are one formula, ``(clip(x, low, high) - mean) / std``, with four numbers a channel. They are found once a
+All are one formula, ``(clip(x, low, high) - mean) / std``, with four numbers a channel. They are found once a
 patient, on the CPU (``Normalization.statistics``), and used on whichever device the batch is (``apply``).
 """
 
@@ -18,9 +19,9 @@ import numpy as np
 
 from minunet.base.backend import Array, array_module
 from minunet.base.choices import check_choice
-from minunet.data.slices import SliceSet
+from minunet.data.slices import IMAGE_DTYPES, SliceSet
 
-NormalizationKind = Literal["scale", "volume"]
+NormalizationKind = Literal["scale", "volume", "none"]
 
 
 class VolumeStatistics(NamedTuple):
@@ -40,7 +41,8 @@ class VolumeStatistics(NamedTuple):
 class Normalization:
     """How grey values become network inputs.
 
-    kind         "volume" (clip and z-score, by volume and channel) or "scale" (x / 255, of 16 bits x / 65535)
+    kind         "volume" (clip and z-score, by volume and channel), "scale" (x / 255, of 16 bits x / 65535; of float
+                 images nobody knows the largest value) or "none" (x as it is)
     percentiles  of all pixels of the volume's channel, between which "volume" clips; in [0, 100], ascending
 
     Raises ValueError for any other kind or percentiles.
@@ -86,32 +88,67 @@ class Normalization:
         return VolumeStatistics(*(np.concatenate(rows) for rows in zip(*volumes, strict=True)))
 
     def volume_statistics(self, images: Iterable[np.ndarray]) -> VolumeStatistics:
-        """The statistics of ``images``, uint8 or uint16 (H, W, C) each, taken as one volume: one row.
+        """The statistics of ``images``, uint8, uint16 or float32 (H, W, C) each, taken as one volume: one row.
 
-        Each is looked at once, so that they need not be in memory together. This is also the way to predict loose
-        images: those that are predicted together count as one volume.
+        Each is looked at once, so that they need not be in memory together; those of float32 are. This is also the way
+        to predict loose images: those that are predicted together count as one volume.
 
-        Raises ValueError if there is no pixel, or the dtype or C is another or not that of all.
+        Raises ValueError if there is no pixel, if the dtype or C is another or not that of all, and if they are float32
+        and the kind is "scale".
         """
-        counts: np.ndarray | None = None  # (C, grey values)
-        for image in images:
-            if image.ndim != 3 or image.size == 0 or image.dtype not in (np.uint8, np.uint16):
-                raise ValueError(f"images must be uint8 or uint16 (H, W, C), none 0, got {image.dtype} {image.shape}")
-            shape = image.shape[2], np.iinfo(image.dtype).max + 1
-            counts = np.zeros(shape, np.int64) if counts is None else counts
-            if counts.shape != shape:
-                raise ValueError(
-                    f"images must be of one dtype and one C, got {image.dtype} and C = {image.shape[2]}, too"
-                )
-            for channel in range(len(counts)):
-                counts[channel] += _histogram(image[..., channel], shape[1])
-        if counts is None:
-            raise ValueError("images must be at least one, got none")
-        if self.kind == "scale":
-            row, largest = np.ones((1, len(counts))), counts.shape[1] - 1
-            return VolumeStatistics(low=0 * row, high=largest * row, mean=0 * row, std=largest * row)
-        moments = np.array([_clipped_moments(of_channel, self.percentiles) for of_channel in counts])
-        return VolumeStatistics(*moments.T[:, None, :])
+        dtype, channels = _counted(images)
+        row = np.ones((1, len(channels)))
+        if self.kind == "volume":
+            moments = np.array([_clipped_moments(of_channel, self.percentiles) for of_channel in channels])
+            return VolumeStatistics(*moments.T[:, None, :])
+        if self.kind == "none":
+            largest = float(np.finfo(np.float32).max)
+            return VolumeStatistics(low=-largest * row, high=largest * row, mean=0 * row, std=row)
+        if dtype == np.float32:
+            raise ValueError(
+                "images must be uint8 or uint16 for the kind 'scale', got float32; take 'volume' or 'none'"
+            )
+        largest = np.iinfo(dtype).max
+        return VolumeStatistics(low=0 * row, high=largest * row, mean=0 * row, std=largest * row)
+
+
+class _Counted(NamedTuple):
+    """The pixels of a channel, regardless of their order."""
+
+    values: np.ndarray  # ascending
+    counts: np.ndarray  # how often each occurs
+
+
+def _counted(images: Iterable[np.ndarray]) -> tuple[np.dtype, list[_Counted]]:
+    """The dtype of the images of a volume, and the pixels of each of its channels. Raises ValueError as above."""
+    kind: tuple[np.dtype, int] | None = None  # dtype and C of all
+    histograms: list[np.ndarray] = []  # one a channel: integers are counted as they come
+    floats: list[np.ndarray] = []
+    for image in images:
+        if image.ndim != 3 or image.size == 0 or image.dtype not in IMAGE_DTYPES:
+            expected = "uint8, uint16 or float32 (H, W, C), none 0"
+            raise ValueError(f"images must be {expected}, got {image.dtype} {image.shape}")
+        kind = kind or (image.dtype, image.shape[2])
+        if kind != (image.dtype, image.shape[2]):
+            raise ValueError(f"images must be of one dtype and one C, got {image.dtype} and C = {image.shape[2]}, too")
+        if image.dtype == np.float32:
+            floats.append(image)
+            continue
+        grey_values = np.iinfo(image.dtype).max + 1
+        histograms = histograms or [np.zeros(grey_values, np.int64) for _ in range(image.shape[2])]
+        for channel, histogram in enumerate(histograms):
+            histogram += _histogram(image[..., channel], grey_values)
+    if kind is None:
+        raise ValueError("images must be at least one, got none")
+    if histograms:
+        return kind[0], [_Counted(np.arange(len(histogram)), histogram) for histogram in histograms]
+    channels = []
+    for channel in range(kind[1]):
+        values, counts = np.unique(
+            np.concatenate([image[..., channel].ravel() for image in floats]), return_counts=True
+        )
+        channels.append(_Counted(values.astype(np.float64), counts))
+    return kind[0], channels
 
 
 def _histogram(pixels: np.ndarray, values: int) -> np.ndarray:
@@ -121,30 +158,32 @@ def _histogram(pixels: np.ndarray, values: int) -> np.ndarray:
     return sum(np.bincount(band.ravel(), minlength=values) for band in bands)  # type: ignore[return-value]
 
 
-def _clipped_moments(counts: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
-    """low, high, mean, std from a histogram: it says all that the pixels say, and exactly."""
-    low, high = (_percentile(counts, q) for q in percentiles)
+def _clipped_moments(channel: _Counted, percentiles: tuple[float, float]) -> tuple[float, float, float, float]:
+    """low, high, mean, std from the counted values: they say all that the pixels say, and exactly."""
+    values, counts = channel
+    low, high = (_percentile(values, counts, q) for q in percentiles)
     if low == high:
         return low, high, low, 1.0
-    values = np.clip(np.arange(len(counts)), low, high)
+    values = np.clip(values, low, high)
     mean = counts @ values / counts.sum()
     variance = counts @ (values - mean) ** 2 / counts.sum()
     return low, high, mean, np.sqrt(variance)
 
 
-def _percentile(counts: np.ndarray, q: float) -> float:
+def _percentile(values: np.ndarray, counts: np.ndarray, q: float) -> float:
     """The q-th percentile of the counted values, linear between two neighbours: np.percentile's definition."""
     position = q / 100 * (counts.sum() - 1)
     below = int(position)
     # The value at place k of the sorted pixels is the first whose cumulative count exceeds k.
-    first, second = np.searchsorted(np.cumsum(counts), [below, min(below + 1, counts.sum() - 1)], side="right")
+    places = np.searchsorted(np.cumsum(counts), [below, min(below + 1, counts.sum() - 1)], side="right")
+    first, second = values[places]
     return float(first + (position - below) * (second - first))
 
 
 def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -> Array:
     """``(clip(x, low, high) - mean) / std`` as a new array of ``dtype``, on the device of ``images``.
 
-    images      uint8 or uint16 (N, H, W, C), NumPy or CuPy
+    images      uint8, uint16 or float32 (N, H, W, C), NumPy or CuPy
     statistics  NumPy, one row an image (N, C) or one row for all (1, C): ``VolumeStatistics.take`` makes them
 
     Raises ValueError if the dtype or shapes do not fit.
@@ -154,8 +193,8 @@ def apply(images: Array, statistics: VolumeStatistics, dtype: Any = "float32") -
     array([-1.2247449,  0.       ,  1.2247449], dtype=float32)
     """
     xp = array_module(images)
-    if images.dtype not in (xp.uint8, xp.uint16) or images.ndim != 4:
-        raise ValueError(f"images must be uint8 or uint16 (N, H, W, C), got {images.dtype} {images.shape}")
+    if images.dtype not in IMAGE_DTYPES or images.ndim != 4:
+        raise ValueError(f"images must be uint8, uint16 or float32 (N, H, W, C), got {images.dtype} {images.shape}")
     count, height, width, channels = images.shape
     if statistics.low.shape not in ((count, channels), (1, channels)):
         raise ValueError(

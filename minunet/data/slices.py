@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 #: In a mask of classes: nobody knows the class of this pixel. It counts for nothing, in the loss and in the scores.
 IGNORE = 255
@@ -56,6 +57,10 @@ class Words:
         return replace(words, channels=read_names(words.channels), targets=read_names(words.targets))
 
 
+#: What an image's values may be. float32 is taken as it is; what was read from files is uint8 or uint16.
+IMAGE_DTYPES = ("uint8", "uint16", "float32")
+
+
 #: The words of LGG-MRI, and of the phantom.
 LGG = Words("tumour", "patient", "slice", "in 3-D", ("pre-contrast", "FLAIR", "post-contrast"))
 
@@ -71,8 +76,8 @@ class SliceSet:
     is, else 0, and masks of several channels may overlap. With ``classes`` each pixel has one of them: the masks have
     one channel, that holds its number, and the targets are the classes but the first, which is the background.
 
-    Raises ValueError if the shapes, dtypes or lengths do not fit together, a mask holds a value that is not allowed, a
-    patient's slices are not contiguous or their numbers do not ascend.
+    Raises ValueError if the shapes, dtypes or lengths do not fit together, an image holds a value that is not finite, a
+    mask one that is not allowed, a patient's slices are not contiguous or their numbers do not ascend.
 
     >>> slices = SliceSet(
     ...     images=np.zeros((3, 8, 8, 3), np.uint8),
@@ -89,7 +94,7 @@ class SliceSet:
     ('anna_10.tif', 'ben_1.tif')
     """
 
-    images: np.ndarray  # uint8 or uint16 (S, H, W, C); of LGG-MRI: pre-contrast, FLAIR, post-contrast
+    images: np.ndarray  # uint8, uint16 or float32 (S, H, W, C); of LGG-MRI: pre-contrast, FLAIR, post-contrast
     masks: np.ndarray  # uint8 (S, H, W, K): 1 where a human drew what is to be found, else 0; with classes see there
     patients: tuple[str, ...]  # whose slice it is, one name a slice
     numbers: tuple[int, ...]  # its place in the patient's volume
@@ -104,10 +109,9 @@ class SliceSet:
 
     def __post_init__(self) -> None:
         count = len(self.images)
-        if self.images.dtype not in (np.uint8, np.uint16) or self.images.ndim != 4 or 0 in self.images.shape[1:]:
-            raise ValueError(
-                f"images must be uint8 or uint16 (S, H, W, C), got {self.images.dtype} {self.images.shape}"
-            )
+        if self.images.dtype not in IMAGE_DTYPES or self.images.ndim != 4 or 0 in self.images.shape[1:]:
+            found = f"{self.images.dtype} {self.images.shape}"
+            raise ValueError(f"images must be uint8, uint16 or float32 (S, H, W, C), got {found}")
         if len(self.classes) == 1 or len(self.classes) > IGNORE or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be none, or from 2 to {IGNORE} different names, got {self.classes!r:.80}")
         channels = len(self.words.targets) or (self.masks.shape[3] if self.masks.ndim == 4 else 0)
@@ -123,6 +127,10 @@ class SliceSet:
         for field in ("patients", "numbers", "files"):
             if len(getattr(self, field)) != count:
                 raise ValueError(f"{field} must have one entry a slice, {count}, got {len(getattr(self, field))}")
+        if self.images.dtype == np.float32:
+            for file, image in zip(self.files, self.images, strict=True):
+                if not np.isfinite(image).all():
+                    raise ValueError(f"images must be finite, got NaN or infinite values in {file!r}")
         extents = np.ones((count, 2), int) if self.extents is None else self.extents
         if extents.shape != (count, 2) or np.any(extents < 1) or np.any(extents > self.masks.shape[1:3]):
             raise ValueError(f"extents must be (S, 2), each within [1, H] and [1, W], got {extents.tolist()}")
@@ -135,6 +143,38 @@ class SliceSet:
             elif patient in seen:
                 raise ValueError(f"patients must be contiguous, got {patient!r} again at slice {i}")
             seen.add(patient)
+
+    @classmethod
+    def from_arrays(cls, images: ArrayLike, masks: ArrayLike, groups: Sequence[str] | None = None) -> "SliceSet":
+        """Images and masks that are arrays already.
+
+        images  real numbers (S, H, W, C), any C, or (S, H, W); uint8, uint16 and float32 are taken as they are and are
+                not copied, all others become float32
+        masks   bool, or integers 0 and 1, (S, H, W, 1) or (S, H, W)
+        groups  the name of the group of each image (a patient, a field, a street), which a split keeps together; the
+                images of one group stand together. None: each image is a group of its own
+
+        Raises ValueError as the constructor does, also for masks of another dtype.
+
+        >>> images, masks = np.zeros((3, 8, 8, 2)), np.zeros((3, 8, 8), bool)
+        >>> slices = SliceSet.from_arrays(images, masks, ["anna", "anna", "ben"])
+        >>> slices.images.dtype, slices.masks.shape, slices.patient_names()
+        (dtype('float32'), (3, 8, 8, 1), ('anna', 'ben'))
+        """
+        pixels, marks = (a[..., None] if a.ndim == 3 else a for a in (np.asarray(images), np.asarray(masks)))
+        if pixels.dtype not in IMAGE_DTYPES:
+            if pixels.dtype.kind not in "biuf":
+                raise ValueError(f"images must be real numbers, got {pixels.dtype}")
+            with np.errstate(over="ignore"):  # what is too large for float32 is found by the constructor
+                pixels = pixels.astype(np.float32)
+        if marks.dtype.kind not in "biu":
+            raise ValueError(f"masks must be bool or integers 0 and 1, got {marks.dtype}")
+        if marks.min(initial=0) < 0 or marks.max(initial=0) > 1:  # before uint8 makes 0 of 256
+            raise ValueError(f"masks must hold 0 and 1 only, got {marks.min()} to {marks.max()}")
+        numbers = tuple(range(len(pixels)))
+        names = tuple(map(str, numbers if groups is None else groups))
+        files = tuple(f"image {number}" for number in numbers)
+        return cls(pixels, marks.astype(np.uint8, copy=False), names, numbers, files)
 
     @classmethod
     def unlabelled(cls, images: np.ndarray) -> "SliceSet":

@@ -167,5 +167,46 @@ def test_apply_refuses_statistics_of_another_shape_and_images_of_another_dtype()
     statistics = Normalization().statistics(slices)
     with pytest.raises(ValueError, match=r"statistics must have shape \(5, 3\) or \(1, 3\), got \(2, 3\)"):
         apply(slices.images, statistics)
-    with pytest.raises(ValueError, match="images must be uint8"):
-        apply(slices.images.astype(np.float32), statistics)
+    with pytest.raises(ValueError, match="images must be uint8, uint16 or float32"):
+        apply(slices.images.astype(np.float64), statistics)
+
+
+@given(shapes, seeds, st.sampled_from([(10.0, 99.0), (0.0, 100.0), (2.5, 60.0)]))
+def test_statistics_of_floats_are_those_of_the_pixels(shape, seed, percentiles):
+    random = np.random.default_rng(seed)
+    images = random.normal(random.normal() * 100, 3, shape).round(random.integers(0, 5)).astype(np.float32)
+    found = Normalization("volume", percentiles).volume_statistics(images)
+    pixels = images.astype(np.float64).reshape(-1, shape[3])
+    low, high = np.percentile(pixels, percentiles, axis=0)
+    clipped = np.clip(pixels, low, high)
+    np.testing.assert_allclose((found.low[0], found.high[0]), (low, high), rtol=1e-12)
+    np.testing.assert_allclose(found.mean[0], clipped.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(found.std[0], np.where(low < high, clipped.std(axis=0), 1.0), rtol=1e-6)
+
+
+def test_floats_give_the_inputs_that_the_same_integers_give(device):
+    slices = slice_set()
+    floats = slice_set(images=slices.images.astype(np.float32))
+    for name, array in Normalization().statistics(slices)._asdict().items():
+        np.testing.assert_allclose(getattr(Normalization().statistics(floats), name), array, rtol=1e-12)
+    statistics = Normalization().statistics(slices).take(slices.patient_indices())
+    x = apply(to_device(floats.images, "cuda"), statistics)
+    np.testing.assert_array_equal(to_numpy(x), to_numpy(apply(to_device(slices.images, "cuda"), statistics)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_none_changes_no_value(dtype):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 4, 6, 3)).astype(dtype)
+    if dtype == "float32":
+        images[0, 0, 0] = 3e38, -3e38, 1e-38
+    slices = slice_set(images=images)
+    x = apply(images, Normalization("none").statistics(slices).take(slices.patient_indices()))
+    np.testing.assert_array_equal(x, images.astype("float32"))
+    assert not np.shares_memory(x, images)
+    assert Normalization.from_dict(Normalization("none").to_dict()) == Normalization("none")
+
+
+def test_floats_have_no_largest_value_to_scale_by():
+    with pytest.raises(ValueError, match="for the kind 'scale', got float32; take 'volume' or 'none'"):
+        Normalization("scale").statistics(slice_set(images=np.ones((5, 4, 6, 3), np.float32)))

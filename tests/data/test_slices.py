@@ -133,7 +133,8 @@ def test_the_extents_go_where_their_images_go():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": np.zeros((5, 4, 6, 3), np.float32)}, "images must be uint8"),
+        ({"images": np.zeros((5, 4, 6, 3), np.float64)}, "images must be uint8, uint16 or float32"),
+        ({"images": np.full((5, 4, 6, 3), np.nan, np.float32)}, "images must be finite, got NaN or .* values in 'a2'"),
         ({"images": np.zeros((5, 4, 6, 0), np.uint8)}, "images must be uint8"),
         ({"extents": np.ones((4, 2), int)}, r"extents must be \(S, 2\)"),
         ({"extents": np.zeros((5, 2), int)}, r"extents must be \(S, 2\)"),
@@ -156,6 +157,65 @@ def test_the_extents_go_where_their_images_go():
 def test_what_does_not_fit_together_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         slice_set(**changes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_by_its_image(value):
+    images = np.ones((5, 4, 6, 3), np.float32)
+    assert slice_set(images=images).subset([3]).images.dtype == np.float32
+    images[3, 1, 2, 0] = value
+    with pytest.raises(ValueError, match="images must be finite, got NaN or infinite values in 'b1'"):
+        slice_set(images=images)
+    with pytest.raises(ValueError, match="images must be finite, got NaN or infinite values in 'image 3'"):
+        SliceSet.from_arrays(images.astype("float64"), images[..., 0] > 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "float16", "int16", "int64", "bool"])
+@pytest.mark.parametrize("channels", [None, 1, 5])
+def test_slices_from_arrays_of_any_real_dtype_and_number_of_channels(dtype, channels):
+    shape = (3, 4, 6) if channels is None else (3, 4, 6, channels)
+    images = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    for masks in (images > 50, (images > 50).astype("int64"), (images > 50).astype("uint8")):
+        mask = masks if channels is None else masks[..., 0]
+        slices = SliceSet.from_arrays(images, mask)
+        kept = dtype in ("uint8", "uint16", "float32")
+        assert slices.images.dtype == (dtype if kept else "float32")
+        np.testing.assert_array_equal(slices.images.reshape(shape), images.astype("float32"))
+        assert np.shares_memory(slices.images, images) == kept
+        assert slices.masks.dtype == np.uint8
+        np.testing.assert_array_equal(slices.masks[..., 0], mask)
+        np.testing.assert_array_equal(SliceSet.from_arrays(images, mask[..., None]).masks, slices.masks)
+    assert slices.patient_names() == ("0", "1", "2")
+    assert slices.files == ("image 0", "image 1", "image 2")
+
+
+def test_groups_of_arrays_are_volumes():
+    images = np.zeros((4, 4, 4), np.uint8)
+    slices = SliceSet.from_arrays(images, images, ["ben", "ben", "anna", "anna"])
+    assert slices.patients == ("ben", "ben", "anna", "anna")
+    assert SliceSet.from_arrays(images, images, np.array([7, 7, 7, 1])).patient_names() == ("7", "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((3, 4, 4), complex)}, "images must be real numbers, got complex128"),
+        ({"images": np.array(["a"])}, "images must be real numbers"),
+        ({"images": np.full((3, 4, 4), 1e300)}, "images must be finite, got NaN or infinite values in 'image 0'"),
+        ({"images": np.zeros((4, 4))}, r"images must be uint8, uint16 or float32 \(S, H, W, C\), got float32 \(4, 4\)"),
+        ({"masks": np.zeros((3, 4, 4))}, "masks must be bool or integers 0 and 1, got float64"),
+        ({"masks": np.full((3, 4, 4), 255)}, "masks must hold 0 and 1 only, got 255 to 255"),
+        ({"masks": np.full((3, 4, 4), 256)}, "masks must hold 0 and 1 only"),
+        ({"masks": np.full((3, 4, 4), -255)}, "masks must hold 0 and 1 only"),
+        ({"masks": np.zeros((3, 4, 5), bool)}, r"masks must be uint8 \(3, 4, 4, 1\) here"),
+        ({"groups": ["a", "b"]}, "patients must have one entry a slice, 3, got 2"),
+        ({"groups": ["a", "b", "a"]}, "patients must be contiguous, got 'a' again"),
+    ],
+)
+def test_arrays_that_are_no_images_and_masks_are_refused(changes, message):
+    fields = {"images": np.zeros((3, 4, 4)), "masks": np.zeros((3, 4, 4), bool), **changes}
+    with pytest.raises(ValueError, match=message):
+        SliceSet.from_arrays(**fields)
 
 
 def test_a_checkpoint_keeps_the_words_of_its_data():

@@ -290,7 +290,7 @@ def files(tmp_path, checkpoint):
         (("other_step.npz", "good.png"), "other_step.npz: does not say how to prepare images"),
         (("odd_size.npz", "good.png"), "image_size must be a multiple of 2 for a network of this depth, got 17"),
         (("bad_size.npz", "good.png"), "image_size must be a whole number from 1 to 8192, got '16'"),
-        (("bad_kind.npz", "good.png"), "kind must be 'scale' or 'volume', got 'magic'"),
+        (("bad_kind.npz", "good.png"), "kind must be 'scale', 'volume' or 'none', got 'magic'"),
         (("overflowing.npz", "good.png"), "the network answers with values that are not numbers"),
         (("negative.npz", "good.png"), "damaged checkpoint (buffers/bottleneck.norm1.running_var is negative)"),
         (("huge_percentile.npz", "good.png"), "percentiles must be two ascending numbers in [0, 100]"),

@@ -111,7 +111,8 @@ class CpuEngine(Engine):
         room = prepared.slices.images
         fits = (images.shape[1:], images.dtype) == (room.shape[1:], room.dtype) and masks.shape[3] == 1
         if keyless or not 1 <= count <= len(room) or not fits:
-            return super().prepare_batch(slices, statistics, indices, **options)  # which knows what to refuse
+            # Which takes images of 16 bits and floats, too, for which there is no room, and knows what to refuse.
+            return super().prepare_batch(slices, statistics, indices, **options)
         room[:count], prepared.slices.masks[:count] = images, masks
         of_images = [values.tolist() for values in statistics.take(slices.patient_indices()[indices])]
         drawn = None if augmentation is None else asdict(augmentation)
