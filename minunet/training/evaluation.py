@@ -10,7 +10,7 @@ import numpy as np
 from minunet.base import rng
 from minunet.base.backend import Array, array_module, to_device, to_numpy
 from minunet.base.errors import UserError
-from minunet.data.batches import in_chunks, padded, prefetch
+from minunet.data.batches import as_target, in_chunks, padded, prefetch
 from minunet.data.normalize import Normalization, VolumeStatistics, apply
 from minunet.data.slices import SliceSet
 from minunet.network.loss import Loss, SegmentationLoss
@@ -194,7 +194,8 @@ def _image_by_image(
     patients = slices.patient_indices()
     for place in order:
         rows, columns = slices.extent(place)
-        image, target = slices.images[place, rows, columns], slices.masks[place, rows, columns].astype("float32")
+        image, mask = slices.images[place, rows, columns], slices.masks[place, rows, columns]
+        target = as_target(mask.astype("float32"), len(slices.classes))
         logits = np.empty((*image.shape[:2], net.config["out_channels"]), np.float32)
         of_patient = statistics.take(patients[[place]])
         for tile, z in _over_tiles(lambda x: to_numpy(engine.logits(x, net)), net, image, of_patient, side, engine):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from minunet.base.errors import UserError
 from minunet.data.normalize import apply
 from minunet.data.slices import SliceSet
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.training.evaluation import evaluate, predict_slices
+from minunet.training.step import Engine
 from tests.training.cases import NORMALIZATION, tiny_net
 
 
@@ -44,6 +45,91 @@ def test_an_evaluation_of_some_patients_is_that_of_their_subset(slices):
     assert 0 < len(part) < len(train)
     found = evaluate(net, train, NORMALIZATION.statistics(train), loss, places=places, batch_size=3)
     assert found == evaluate(net, part, NORMALIZATION.statistics(part), loss, batch_size=3)
+
+
+# --- Several classes, several masks ---------------------------------------------------------------------------------
+
+
+class Answers(Engine):
+    """A plain engine that has been told the logits and the target of every slice."""
+
+    ahead = 0
+
+    def __init__(self, net, logits, target):
+        super().__init__(net, SoftmaxLoss() if net.config["output"] == "softmax" else SegmentationLoss())
+        self.answers, self.targets = logits, target
+
+    def prepare_batch(self, slices, statistics, indices, **options):
+        self.indices = indices
+        return super().prepare_batch(slices, statistics, indices, **options)._replace(target=self.targets[indices])
+
+    def logits(self, x, net=None):
+        return self.answers[self.indices]
+
+
+def dice_of(predicted, true):
+    """2 |A and B| / (|A| + |B|) by sets of pixels; 1 if both are empty."""
+    a, b = (set(map(tuple, np.argwhere(mask))) for mask in (predicted, true))
+    return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+
+
+def test_dice_of_classes_is_taken_one_by_one_without_background_and_ignored_pixels(slices):
+    train, _ = slices
+    draw = np.random.default_rng(0)
+    shape = (*train.masks.shape[:3], 4)
+    classes, likeliest = draw.integers(0, 5, shape[:3]), draw.integers(0, 4, shape[:3])  # 4: to be ignored
+    target, logits = np.eye(5, 4, dtype="float32")[classes], draw.random(shape).astype("float32")
+    np.put_along_axis(logits, likeliest[..., None], 2.0, axis=-1)
+    net = tiny_net(out_channels=4, output="softmax", dtype="float32")
+    engine = Answers(net, logits, target)
+    found = evaluate(net, train, NORMALIZATION.statistics(train), engine.loss, engine=engine, batch_size=7)
+    expected = []
+    for patient in range(2):
+        mine = (train.patient_indices() == patient)[:, None, None] & (classes < 4)
+        expected.append(np.mean([dice_of(mine & (likeliest == k), mine & (classes == k)) for k in (1, 2, 3)]))
+    assert found.dice == pytest.approx(np.mean(expected), rel=1e-14)
+    order = evaluate(net, train, NORMALIZATION.statistics(train), engine.loss, engine=engine, batch_size=len(train))
+    assert order.dice == found.dice
+    assert order.loss == pytest.approx(engine.loss.forward(logits, target)[0].item(), rel=1e-5)
+
+
+def test_perfect_classes_have_dice_1_and_a_missed_one_its_share(slices):
+    train, _ = slices
+    classes = np.random.default_rng(0).integers(0, 3, train.masks.shape[:3])
+    target = np.eye(3, dtype="float32")[classes]
+    net = tiny_net(out_channels=3, output="softmax", dtype="float32")
+    statistics = NORMALIZATION.statistics(train)
+    missed = np.eye(3, dtype="float32")[np.where(classes == 2, 0, classes)]
+    for logits, dice in ((target, 1.0), (missed, 0.5)):
+        engine = Answers(net, 9 * logits, target)
+        assert evaluate(net, train, statistics, engine.loss, engine=engine).dice == dice
+
+
+def test_dice_of_masks_that_overlap_is_taken_one_by_one(slices):
+    train, _ = slices
+    draw = np.random.default_rng(1)
+    shape = (*train.masks.shape[:3], 2)
+    target, logits = (draw.random(shape) < [0.5, 0.02]).astype("float32"), draw.standard_normal(shape).astype("float32")
+    net = tiny_net(out_channels=2, dtype="float32")
+    engine = Answers(net, logits, target)
+    found = evaluate(net, train, NORMALIZATION.statistics(train), engine.loss, engine=engine)
+    expected = []
+    for patient in range(2):
+        mine = train.patient_indices() == patient
+        expected.append(np.mean([dice_of(logits[mine, ..., k] > 0, target[mine, ..., k] == 1) for k in range(2)]))
+    assert found.dice == pytest.approx(np.mean(expected), rel=1e-14)
+
+
+@pytest.mark.parametrize("flip_average", [False, True])
+def test_slices_are_predicted_by_the_activation_of_the_network(slices, flip_average):
+    _, validation = slices
+    net = tiny_net(out_channels=3, output="softmax", dtype="float32")
+    p = predict_slices(net, validation, NORMALIZATION, flip_average=flip_average)
+    assert p.shape == (*validation.masks.shape[:3], 3)
+    assert np.abs(p.sum(axis=-1) - 1).max() <= 1e-6
+    if not flip_average:
+        x = apply(validation.images[:1], NORMALIZATION.statistics(validation))
+        assert np.abs(p[:1] - net.predict(x)).max() <= 1e-6
 
 
 # --- Whole images of any size, in tiles -----------------------------------------------------------------------------
