@@ -1,4 +1,4 @@
-"""Find tumours on your own images with a trained network: ``minunet predict`` from a clone, without the command.
+"""Find in new images what a network was trained to find: ``minunet predict`` from a clone, without the command.
 
     python examples/predict.py runs/quick/best.npz slice.png --output out
 

@@ -1,11 +1,12 @@
-"""Find tumours on your own images with a trained network.
+"""Find in new images what a network was trained to find.
 
     minunet predict runs/quick/best.npz slice.png --output out
     minunet predict runs/best/best.npz kaggle_3m/TCGA_CS_4941_19960909 --output out
 
-For each image, of any size, the folder receives NAME_mask.png (255 where the network sees tumour, else 0) and
-NAME_overlay.png (the same as a tint and an outline on the FLAIR channel), both as large as the image. The images
-are prepared as the checkpoint says that the training's were; those of one folder count as one patient's volume.
+For each image, of any size, the folder receives NAME_mask.png (255 where the network finds it, else 0) and
+NAME_overlay.png (the same as a tint and an outline on the image), both as large as the image. The images are prepared
+as the checkpoint says that the training's were: those of one folder count as one volume, unless each image of the
+training was a group of its own.
 """
 
 import os
@@ -34,7 +35,7 @@ def main(arguments: list[str], program: str = "minunet predict") -> None:
     parser.add_argument(
         "--max-pixels", type=cli.positive_int, default=MAX_PIXELS, help=f"of the largest image ({MAX_PIXELS})"
     )
-    parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="tumour is what is more probable (0.5)")
+    parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="found is what is more probable (0.5)")
     parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
@@ -53,6 +54,8 @@ def main(arguments: list[str], program: str = "minunet predict") -> None:
         max_batch=max(map(len, volumes)),
         max_pixels=options.max_pixels,
     ) as predictor:
+        if predictor.volume_of == "image":
+            volumes = [[file] for files in volumes for file in files]
         channels = predictor.net.config["out_channels"]
         check_results(volumes, output, channels)
         prepared = [predictor.prepare(files) for files in volumes]

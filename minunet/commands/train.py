@@ -1,4 +1,4 @@
-"""Train a U-Net to find brain tumours on MR slices, and say honestly how well it does.
+"""Train a U-Net to find brain tumours on MR slices, or what your own images are marked for, and say how well it does.
 
     minunet train                                  on synthetic patients, minutes on a laptop
     minunet train --data kaggle_3m --preset small  on LGG-MRI, on a laptop
@@ -169,7 +169,12 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
 
 def of_data(slices: SliceSet) -> dict[str, Any]:
     """What a checkpoint notes of its data: which images a prediction may take, and what it calls them."""
-    return {"kind": images.kind_of(slices.images[0])._asdict(), "words": asdict(slices.words)}
+    alone = len(slices.patient_names()) == len(slices)
+    return {
+        "kind": images.kind_of(slices.images[0])._asdict(),
+        "words": asdict(slices.words),
+        "volume": "image" if alone else "group",  # whose grey values are normalised together
+    }
 
 
 def config_of(options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> dict[str, Any]:
@@ -297,7 +302,11 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
         size = None if preset.training.crop else preset.image_size
         with data_explained(options, preset):
             slices = reader.read_folder(options.data, size, limit=preset.limit, **verify.folder_options(options))
-        print(verify.inspect(slices), flush=True)
+        print(verify.inspect(slices, grouped=options.split_file is not None), flush=True)
+    crop, (height, width) = preset.training.crop, slices.images.shape[1:3]
+    if crop is not None and crop > max(height, width):
+        largest = f"{width} x {height} pixels at most"
+        raise UserError(f"--crop: {crop} is larger than every image ({largest}), choose a smaller one")
     words = slices.words
     if options.split_file is not None:
         indices = split_by_file(slices.patients, options.split_file)

@@ -61,14 +61,18 @@ def flags(program: str, description: str) -> cli.Parser:
     add("--train-only", metavar="NAME,NAME", help="train these parts of the network, such as up1,head, and no other")
     add("--split-file", metavar="CSV", help="who is in which part: a line group,part, then one for each group")
     add("--split", choices=("patient", "slice"), help="slice repeats a flaw of the reference: neighbours on both sides")
-    add("--augment", choices=(*AUGMENTATIONS, "image-only"), help="image-only repeats the other: masks stay in place")
-    add("--fold", type=cli.integer(0, 4), help="which fifth of the patients is the test set (default 0)")
-    add("--epochs", type=cli.positive_int)
-    add("--images-per-epoch", type=cli.positive_int, metavar="N")
-    add("--batch-size", type=cli.positive_int)
+    add(
+        "--augment",
+        choices=(*AUGMENTATIONS, "image-only"),
+        help="how images are turned, stretched, changed in brightness; image-only repeats the other flaw: masks stay",
+    )
+    add("--fold", type=cli.integer(0, 4), help="which fifth of the groups is the test set (default 0)")
+    add("--epochs", type=cli.positive_int, metavar="N", help="left out: as many as the preset has")
+    add("--images-per-epoch", type=cli.positive_int, metavar="N", help="left out: the preset's; fewer take less time")
+    add("--batch-size", type=cli.positive_int, metavar="N", help="images a step; left out: the preset's")
     add("--image-size", type=cli.image_size, help="pixels: the longer side of every image, which is resized")
     add("--crop", type=cli.image_size, help="pixels: learn from squares of this side, of images that are not resized")
-    add("--learning-rate", type=cli.positive_float)
+    add("--learning-rate", type=cli.positive_float, help="the largest of the run; left out: the preset's")
     add("--seed", type=cli.seed, help="default 0")
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)

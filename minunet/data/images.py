@@ -58,7 +58,11 @@ def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
     for path in map(Path, paths):
         try:
             if path.is_dir():
-                visible = (file for file in sorted(path.iterdir()) if not file.name.startswith("."))
+                visible = (
+                    file
+                    for file in sorted(path.iterdir(), key=lambda file: natural(file.name))
+                    if not file.name.startswith(".")
+                )
                 files = [file for file in visible if file.suffix.lower() in FORMATS]
             else:
                 files = [path]
@@ -75,6 +79,15 @@ def find_volumes(paths: Iterable[str | os.PathLike[str]]) -> list[list[Path]]:
                 raise UserError(f"{shown(file)}: no such file or folder, check the path")
             volumes.setdefault(file.parent.resolve(), {})[file] = None
     return [list(files) for files in volumes.values()]
+
+
+def natural(name: str) -> list[str | int]:
+    """A sort key by which numbers in names are numbers.
+
+    >>> sorted(["a10", "a2", "b"], key=natural)
+    ['a2', 'a10', 'b']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 class Kind(NamedTuple):

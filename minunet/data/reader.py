@@ -36,6 +36,7 @@ from minunet.data.images import (
     decode_mask,
     fitted,
     kind_of,
+    natural,
     pillow_warnings,
     pixels_of,
     place,
@@ -358,8 +359,8 @@ def _pairs(
             for path in _pictures_in(folder / name):
                 note(of_folder, path.stem, path)
     whole = set.intersection(*map(set, known))
-    alone = [of_folder[name] for of_folder in known for name in sorted(of_folder.keys() - whole, key=_natural)]
-    names = sorted(whole, key=_natural)
+    alone = [of_folder[name] for of_folder in known for name in sorted(of_folder.keys() - whole, key=natural)]
+    names = sorted(whole, key=natural)
     ends = [re.search(r"(?<!\d)\d{1,9}\Z", name) for name in names]
     numbers = [int(end[0]) for end in ends if end is not None]
     if len(set(numbers)) < len(names):
@@ -379,19 +380,10 @@ def _pictures_in(folder: Path) -> list[Path]:
     return [folder / name for name in names if Path(name).suffix.lower() in FORMATS]
 
 
-def _natural(name: str) -> list[str | int]:
-    """A key that sorts numbers in names as numbers.
-
-    >>> sorted(["a10", "a2", "b"], key=_natural)
-    ['a2', 'a10', 'b']
-    """
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
 def _no_pairs(root: Path, folders: Sequence[str] | None) -> str:
     """The fault of a folder without a single pair: what it holds, and which rule found nothing in it."""
     walk = (Path(place_, name).relative_to(root) for place_, _, names in os.walk(root) for name in names)
-    files = sorted(itertools.islice(walk, 10_000), key=lambda path: _natural(str(path)))
+    files = sorted(itertools.islice(walk, 10_000), key=lambda path: natural(str(path)))
     endings = Counter(path.suffix.lower() or "without ending" for path in files)
     counts = ", ".join(f"{count} {shown(ending)}" for ending, count in endings.most_common(4))
     pictures = [file for file in files if file.suffix.lower() in FORMATS] or files

@@ -1,4 +1,4 @@
-"""Looks a data set over before a network is trained on it::
+"""Look a data set over before a network is trained on it.
 
     python -m minunet.data.verify kaggle_3m                               what it holds, faults, warnings
     python -m minunet.data.verify kaggle_3m --write-manifest lgg.sha256   and notes what each file holds now
@@ -7,10 +7,10 @@
 A fault is what training refuses: a file that cannot be read, an image without its mask. A warning is what training
 takes without a word, and a person should know: one image in two groups, a sequence that is a copy of another, a set
 whose masks are empty. Groups are what is split as one: of LGG-MRI the patients.
-
-Training reads a set once: ``inspect`` looks at the slices that it has read, ``inspect_folder`` at the files. Both note
-a few facts of each slice (``slice_facts``) and make their report of these alone (``summarize``).
 """
+
+# Training reads a set once: ``inspect`` looks at the slices that it has read, ``inspect_folder`` at the files. Both
+# note a few facts of each slice (``slice_facts``) and make their report of these alone (``summarize``).
 
 import argparse
 import hashlib
@@ -143,8 +143,10 @@ class Report:
 # ------------------------------------------------------------------------------------------ two ways to a report
 
 
-def inspect(slices: SliceSet) -> Report:
+def inspect(slices: SliceSet, *, grouped: bool = False) -> Report:
     """The report on slices that have been read. There are no faults: reading would have refused them.
+
+    If somebody has ``grouped`` them by a split file, images that are groups of their own get no warning.
 
     >>> images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
     >>> masks = np.array([[1] + 15 * [0], 16 * [0]], np.uint8).reshape(2, 4, 4, 1)
@@ -163,7 +165,7 @@ def inspect(slices: SliceSet) -> Report:
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         found = list(pool.map(facts, range(len(slices))))
     names = slices.classes or (() if slices.is_binary else slices.target_names())
-    return summarize(found, slices.words, warnings=_left_out(slices.skipped), names=names)
+    return summarize(found, slices.words, warnings=_left_out(slices.skipped), names=names, grouped=grouped)
 
 
 def inspect_folder(
@@ -248,6 +250,7 @@ def summarize(
     faults: Sequence[str] = (),
     warnings: Sequence[Remark] = (),
     names: Sequence[str] = (),
+    grouped: bool = False,
 ) -> Report:
     """The report on the slices of which ``facts`` are known, in the order of patients and numbers.
 
@@ -268,7 +271,7 @@ def summarize(
         odd += _copies(volumes)
     if not faults:  # else what could not be read would look like a gap
         odd += _gaps(volumes, words)
-    odd += _ungrouped(facts)
+    odd += [] if grouped else _ungrouped(facts)
     return Report(
         patients=len(volumes),
         slices=len(facts),
@@ -384,7 +387,7 @@ def _ungrouped(facts: Sequence[SliceFacts]) -> list[Remark]:
     if len(folders) > 1 or len(facts) < 2 or len({fact.patient for fact in facts}) < len(facts):
         return []
     found = f"no group folders: each of the {len(facts)} images counts as a group of its own"
-    return [Remark(found, (), "neighbouring slices of one stack belong in one group, see --split-file")]
+    return [Remark(found, (), "neighbouring slices of one stack belong in one part of the split, see --split-file")]
 
 
 def _left_out(files: Sequence[str]) -> list[Remark]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Predictor:
     batch: int = BATCH  # images at a time
     kind: Kind = RGB  # of the images that it was trained on
     words: Words = LGG  # what its data set calls things
+    volume_of: Literal["image", "group"] = "group"  # whose grey values are normalised together: as in the training
     keep_ratio: bool = True  # a resized image keeps the ratio of its sides, and the rest of the square is padding
     max_pixels: int = MAX_PIXELS  # of an image that is read
     #: Builds an engine for so many images of a size (height, width) at a time; None: there is none but the plain path.
@@ -120,6 +121,7 @@ class Predictor:
             batch=batch,
             kind=kind,
             words=words,
+            volume_of="image" if metadata.get("volume") == "image" else "group",
             keep_ratio=keep_ratio,
             max_pixels=max_pixels,
             make_engine=make_engine,

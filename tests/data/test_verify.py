@@ -168,10 +168,11 @@ def test_a_flat_folder_says_that_it_has_no_groups(tmp_path):
         write_pair(tmp_path, "slice", number)
     expected = (
         "no group folders: each of the 5 images counts as a group of its own; "
-        "neighbouring slices of one stack belong in one group, see --split-file"
+        "neighbouring slices of one stack belong in one part of the split, see --split-file"
     )
     assert warnings_of(verify.inspect_folder(tmp_path)) == [expected]
     assert warnings_of(verify.inspect(reader.read_folder(tmp_path, 8))) == [expected]
+    assert warnings_of(verify.inspect(reader.read_folder(tmp_path, 8), grouped=True)) == []
     (tmp_path / "group").mkdir()
     for path in tmp_path.glob("*.tif"):
         path.rename(tmp_path / "group" / path.name)

@@ -49,6 +49,12 @@ def test_resumed_it_is_the_unbroken_run(trained, tmp_path):
     assert weights(tmp_path / "run") == weights(trained)
 
 
+def test_a_crop_that_no_image_is_large_enough_for_is_refused(trained, tmp_path):
+    ended = run("train_lgg", *CROPS, "--crop", "128", "--output", "large", cwd=trained.parent)
+    message = "--crop: 128 is larger than every image (96 x 96 pixels at most), choose a smaller one"
+    assert (ended.code, ended.err) == (2, f"error: {message}\n")
+
+
 def test_an_image_of_any_size_is_predicted_as_it_is(trained, tmp_path, monkeypatch):
     """What predict.py writes is the network's answer to the whole image at its own size."""
     image = phantom.make(patients=1, size=96, seed=3).images[9]

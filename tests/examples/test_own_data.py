@@ -99,6 +99,23 @@ def test_a_run_on_grey_images_of_16_bits_uses_the_words_of_its_data(scenes):
     assert metadata["words"]["target"] == "road"
 
 
+def test_a_folder_is_predicted_image_by_image_if_each_was_a_group_of_its_own(scenes):
+    """As they were in training: the mask of an image does not depend on which others lie beside it."""
+    assert run("train_lgg", "--data", "data", *TRAINING, "--epochs", "1", "--output", "run", cwd=scenes).code == 0
+    images = scenes / "data" / "image"
+    for number in (2, 11):  # one dark, one bright: taken together they would be normalised otherwise
+        pixels = np.asarray(Image.open(images / f"{number}.png"))
+        Image.fromarray(pixels // 4 if number == 2 else pixels * 8).save(images / f"{number}.png")
+    ended = run("predict", "run/best.npz", images, "--output", "together", cwd=scenes)
+    assert (ended.code, ended.err) == (0, "")
+    order = [int(line.split()[-1].removesuffix(".png").rpartition("/")[2]) for line in ended.out.splitlines()[-12:]]
+    assert order == list(range(12))  # 2 comes before 10
+    for number in range(12):
+        assert run("predict", "run/best.npz", images / f"{number}.png", "--output", f"alone {number}", cwd=scenes).code == 0
+        together, alone = (scenes / name / f"{number}_mask.png" for name in ("together", f"alone {number}"))
+        assert (np.asarray(Image.open(together)) == np.asarray(Image.open(alone))).all()
+
+
 def test_a_run_is_resumed_with_its_flags_and_where_its_files_have_moved(scenes):
     start = ("train_lgg", "--data", "data", *TRAINING, "--epochs", "2")
     assert run(*start, "--output", "unbroken", cwd=scenes).code == 0
