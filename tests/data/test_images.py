@@ -318,7 +318,7 @@ def test_a_volume_is_a_folder(tmp_path):
         (tmp_path / name).touch()
     volumes = find_volumes([tmp_path / "p", tmp_path / "q" / "1.png", tmp_path / "p" / "2.tif"])
     assert [[str(file.relative_to(tmp_path)) for file in files] for files in volumes] == [
-        ["p/10.TIF", "p/2.tif"],
+        ["p/2.tif", "p/10.TIF"],
         ["q/1.png"],
     ]
 
