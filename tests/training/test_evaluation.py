@@ -187,6 +187,24 @@ def test_an_evaluation_in_tiles_is_that_of_the_whole_images():
     assert found.dice == pytest.approx(2 * tp / positive, rel=1e-12)
 
 
+def test_an_evaluation_of_classes_in_tiles_is_that_of_the_whole_images():
+    """Of two classes, whose indices are those of a mask."""
+    slices, loss = of_sizes(SIZES), SoftmaxLoss()
+    net, statistics = tiny_net(out_channels=2, output="softmax", dtype="float32"), NORMALIZATION.statistics(slices)
+    found = evaluate(net, slices, statistics, loss, side=20)
+    losses, tp, positive = [], 0, 0
+    for n, (height, width) in enumerate(SIZES):
+        mask = slices.masks[n : n + 1, :height, :width]
+        logits, _ = net.forward(net.pad(apply(slices.images[n : n + 1, :height, :width], statistics)), training=False)
+        logits = logits[:, :height, :width]
+        losses.append(float(loss.forward(logits, np.concatenate([1 - mask, mask], axis=-1))[0]))
+        predicted = logits[..., 1:] > logits[..., :1]
+        tp += np.sum(predicted & (mask > 0))
+        positive += np.sum(predicted) + np.sum(mask)
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found.dice == pytest.approx(2 * tp / positive, rel=1e-12)
+
+
 def test_what_is_found_in_the_padding_does_not_count():
     """Of images that lie in larger arrays, also where whole arrays are predicted."""
     slices, net, loss = of_sizes([(8, 16), (16, 4)]), tiny_net(dtype="float32"), SegmentationLoss()
