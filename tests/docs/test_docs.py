@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 OPS = sorted(name.removesuffix("_forward") for name in ops.__all__ if name.endswith("_forward"))
 
 QUOTE_MARKER = re.compile(r"<!-- from (?P<path>\S+): (?P<name>[\w.]+) -->")
+NEEDS_MARKER = re.compile(r"<!-- needs (?P<package>\w+) -->")  # above an example that not everybody can run
 LINK = re.compile(r"!?\[[^\]]*\]\(<?(?P<target>[^)\s>]+)>?\)")
 REPOSITORY_PATH = re.compile(r"(?<![\w./-])((?:minunet|tests|docs|examples|benchmarks)/[\w./-]+\.(?:py|md))")
 COMMAND_MODULE = re.compile(r"python -m ((?:minunet|tests|docs)\b[\w.]*)")
@@ -74,6 +75,9 @@ def test_every_python_block_is_a_quote_or_runs(page):
     report: list[str] = []
     for block in fenced_blocks(page.read_text()):
         if block.language != "python" or QUOTE_MARKER.fullmatch(block.before):
+            continue
+        needs = NEEDS_MARKER.fullmatch(block.before)
+        if needs and importlib.util.find_spec(needs["package"]) is None:
             continue
         name = f"{page_id(page)}:{block.line}"
         assert ">>>" in block.text, f"{name}: neither a quote (marked <!-- from FILE: NAME -->) nor an example (>>>)"
