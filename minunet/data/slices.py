@@ -168,9 +168,15 @@ class SliceSet:
             with np.errstate(over="ignore"):  # what is too large for float32 is found by the constructor
                 pixels = pixels.astype(np.float32)
         if marks.dtype.kind not in "biu":
-            raise ValueError(f"masks must be bool or integers 0 and 1, got {marks.dtype}")
+            raise ValueError(f"masks must be bool or integers 0 and 1, got {marks.dtype}; give masks > 0.5, say")
         if marks.min(initial=0) < 0 or marks.max(initial=0) > 1:  # before uint8 makes 0 of 256
-            raise ValueError(f"masks must hold 0 and 1 only, got {marks.min()} to {marks.max()}")
+            found = f"{marks.min()} to {marks.max()}"
+            raise ValueError(f"masks must hold 0 and 1 only, got {found}; give masks > 0, say")
+        if marks.shape != (*pixels.shape[:3], 1):
+            raise ValueError(
+                f"masks must be (S, H, W, 1) or (S, H, W), and images (S, H, W, C), channels last; "
+                f"got masks {marks.shape} and images {pixels.shape}"
+            )
         numbers = tuple(range(len(pixels)))
         names = tuple(map(str, numbers if groups is None else groups))
         files = tuple(f"image {number}" for number in numbers)

@@ -111,7 +111,10 @@ def test_a_folder_is_predicted_image_by_image_if_each_was_a_group_of_its_own(sce
     order = [int(line.split()[-1].removesuffix(".png").rpartition("/")[2]) for line in ended.out.splitlines()[-12:]]
     assert order == list(range(12))  # 2 comes before 10
     for number in range(12):
-        assert run("predict", "run/best.npz", images / f"{number}.png", "--output", f"alone {number}", cwd=scenes).code == 0
+        assert (
+            run("predict", "run/best.npz", images / f"{number}.png", "--output", f"alone {number}", cwd=scenes).code
+            == 0
+        )
         together, alone = (scenes / name / f"{number}_mask.png" for name in ("together", f"alone {number}"))
         assert (np.asarray(Image.open(together)) == np.asarray(Image.open(alone))).all()
 

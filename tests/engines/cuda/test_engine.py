@@ -27,7 +27,7 @@ from minunet.engines.cuda.engine import Buffers, CudaEngine, step_bytes, takes
 from minunet.engines.cuda.row3 import Row3Kernels
 from minunet.engines.cuda.specification import SpecificationKernels, flipped
 from minunet.network.layers import map_arrays
-from minunet.network.loss import SegmentationLoss
+from minunet.network.loss import SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.training.config import TrainingConfig
 from minunet.training.loop import TrainingData, fit
@@ -339,11 +339,14 @@ def test_the_optimizer_refuses_other_names():
         ({"widths": (4,)}, "widths"),
         ({"up_kernel": 4}, "2 and 3"),
         ({"head_kernel": 5}, "1 and 3"),
+        ({"loss": SoftmaxLoss()}, "the loss is a SoftmaxLoss"),
+        ({"loss": SegmentationLoss(over="class")}, "class by class"),
         ({}, None),
     ],
 )
 def test_what_the_engine_takes(config, word):
-    reason = takes(UNet(**{"widths": (2, 4), **config}))
+    loss = config.get("loss", SegmentationLoss())
+    reason = takes(UNet(**{"widths": (2, 4), **{name: value for name, value in config.items() if name != "loss"}}), loss)
     assert reason is None if word is None else word in reason
 
 
