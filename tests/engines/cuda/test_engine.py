@@ -346,7 +346,9 @@ def test_the_optimizer_refuses_other_names():
 )
 def test_what_the_engine_takes(config, word):
     loss = config.get("loss", SegmentationLoss())
-    reason = takes(UNet(**{"widths": (2, 4), **{name: value for name, value in config.items() if name != "loss"}}), loss)
+    reason = takes(
+        UNet(**{"widths": (2, 4), **{name: value for name, value in config.items() if name != "loss"}}), loss
+    )
     assert reason is None if word is None else word in reason
 
 
