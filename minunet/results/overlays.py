@@ -16,6 +16,18 @@ ORANGE, VERMILION, YELLOW, PURPLE = "#E69F00", "#D55E00", "#F0E442", "#CC79A7"
 #: holds, a false positive what only the predicted one holds: each has the colour of its mask.
 ACTUAL, PREDICTED, BOTH = SKY, VERMILION, YELLOW
 TRAINING, VALIDATION = BLUE, VERMILION
+#: Of several targets, each has its colour; from the ninth on they come again. On dark pictures the last is white, where
+#: Okabe & Ito have black.
+TARGETS = (SKY, VERMILION, YELLOW, GREEN, PURPLE, BLUE, ORANGE, "#FFFFFF")
+
+
+def target_colors(count: int) -> list[str]:
+    """The colours of so many targets.
+
+    >>> len(set(target_colors(8))), target_colors(9)[8] == target_colors(9)[0]
+    (8, True)
+    """
+    return [TARGETS[k % len(TARGETS)] for k in range(count)]
 
 
 def display_image(images: Array, words: Words = LGG) -> np.ndarray:
@@ -63,6 +75,13 @@ def overlay(picture: np.ndarray, mask: Array, color: str = PREDICTED, opacity: f
     result[inside] = (1 - opacity) * result[inside] + opacity * rgb
     result[outline(mask)] = rgb
     return (result + 0.5).astype(np.uint8)
+
+
+def overlay_targets(picture: np.ndarray, masks: Array, opacity: float = 0.25) -> np.ndarray:
+    """``picture`` (H, W, 3) uint8 with each of ``masks`` (H, W, T) laid over it, in the colour of its target."""
+    for k, color in enumerate(target_colors(masks.shape[2])):
+        picture = overlay(picture, masks[..., k], color, opacity)
+    return picture
 
 
 def difference(picture: np.ndarray, target: Array, predicted: Array) -> np.ndarray:

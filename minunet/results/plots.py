@@ -35,7 +35,10 @@ from minunet.results.overlays import (
     difference,
     display_image,
     overlay,
+    overlay_targets,
+    target_colors,
 )
+from minunet.training import metrics
 
 
 @contextlib.contextmanager
@@ -65,6 +68,7 @@ with _any_backend():
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
+_NAMES_BESIDE = 6  # so many targets have room beside a row of pictures
 _WIDTH = 8.8  # inches; at 150 dots an inch a little wider than the column of a README, so sharp on any screen
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -92,26 +96,32 @@ def plot_samples(
     augmented_masks: Array,
     titles: Sequence[str],
     words: Words = LGG,
+    targets: Sequence[str] = (),
 ) -> Path:
     """One row a slice: the image, its mask over it, and the same two after augmentation.
 
-    ``images`` and ``augmented_images`` are (S, H, W, C), ``masks`` and ``augmented_masks`` (S, H, W, 1), ``titles``
-    S strings, ``words`` those of the data set. An augmented mask that does not lie on its tumour is what this picture
-    is made to show.
+    ``images`` and ``augmented_images`` are (S, H, W, C), ``masks`` and ``augmented_masks`` (S, H, W, T), one of 0 and 1
+    for each of T ``targets`` (without names there is one), ``titles`` S strings, ``words`` those of the data set. An
+    augmented mask that does not lie on its tumour is what this picture is made to show.
 
     Raises ValueError if the numbers of images, masks and titles differ, or there is none.
     """
     _check_lengths(
         len(titles), images=images, masks=masks, augmented_images=augmented_images, augmented_masks=augmented_masks
     )
-    plain, plain_masks = display_image(images, words), to_numpy(masks)[..., 0]
-    turned, turned_masks = display_image(augmented_images, words), to_numpy(augmented_masks)[..., 0]
+    plain, turned = display_image(images, words), display_image(augmented_images, words)
     rows = [
-        [plain[s], overlay(plain[s], plain_masks[s], ACTUAL), turned[s], overlay(turned[s], turned_masks[s], ACTUAL)]
+        [plain[s], overlay_targets(plain[s], masks[s]), turned[s], overlay_targets(turned[s], augmented_masks[s])]
         for s in range(len(titles))
     ]
     headings = ("image", "with its mask", "augmented", "with its mask")
-    return _plot_image_rows(path, rows, headings, titles, legend={f"{words.target}, as the mask marks it": ACTUAL})
+    names = targets or [f"{words.target}, as the mask marks it"]
+    return _plot_image_rows(path, rows, headings, titles, _legend(names))
+
+
+def _legend(targets: Sequence[str]) -> dict[str, str]:
+    """The colour of each target."""
+    return dict(zip(targets, target_colors(len(targets)), strict=True))
 
 
 def plot_predictions(
@@ -161,7 +171,9 @@ def _plot_image_rows(
     side = (_WIDTH - 0.5) / len(headings)  # 0.5 inch for the labels
     height, width = rows[0][0].shape[:2]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, len(rows) * side * height / width + 0.6), layout=_tight(h_pad=0.03))
+        columns = min(len(legend), 4)
+        below = 0.6 + 0.2 * (-(-len(legend) // columns) - 1)  # inches for the legend
+        figure = Figure(figsize=(_WIDTH, len(rows) * side * height / width + below), layout=_tight(h_pad=0.03))
         axes = figure.subplots(len(rows), len(headings), squeeze=False)
         for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
             for ax, picture, heading in zip(axes[r], row, headings, strict=True):
@@ -171,9 +183,47 @@ def _plot_image_rows(
                     ax.set_title(heading)
             lines = [line for part in label.split("\n") for line in textwrap.wrap(part, 30)]
             axes[r, 0].set_ylabel("\n".join(lines), fontsize=8)
-        handles = [Patch(color=color, label=label) for label, color in legend.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        handles = [Patch(facecolor=color, edgecolor=_edge(color), label=label) for label, color in legend.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         return _save(figure, path)
+
+
+def _edge(color: str) -> str:
+    """The colour of the line around a mark: white would be lost on white paper."""
+    return "#555555" if color == "#FFFFFF" else color
+
+
+def plot_target_predictions(
+    path: str | PathLike,
+    images: Array,
+    actual: Array,
+    predicted: Array,
+    titles: Sequence[str],
+    targets: Sequence[str],
+    words: Words = LGG,
+) -> Path:
+    """Of several targets, one row a slice: image, actual masks, predicted masks, what was missed and what was wrong.
+
+    ``images`` (S, H, W, C), ``actual`` and ``predicted`` (S, H, W, T) of 0 and 1, one mask for each of the T
+    ``targets``. Missed is what only the actual mask of a target holds, wrong what only the predicted one does, each in
+    the colour of that target: where one class was taken for another, both pictures show it. Beside each title stands
+    the Dice of each target in that slice.
+
+    Raises ValueError if the numbers of images, masks and titles differ, or there is none.
+    """
+    _check_lengths(len(titles), images=images, actual=actual, predicted=predicted)
+    pictures, actual, predicted = display_image(images, words), to_numpy(actual) > 0, to_numpy(predicted) > 0
+    rows, labels = [], []
+    for picture, a, p, title in zip(pictures, actual, predicted, titles, strict=True):
+        dimmed = (0.55 * picture).astype(np.uint8)
+        missed, wrong = (overlay_targets(dimmed, only, opacity=0.8) for only in (a & ~p, p & ~a))
+        rows.append([picture, overlay_targets(picture, a), overlay_targets(picture, p), missed, wrong])
+        dices = metrics.dice(metrics.count(p, a, axis=(0, 1)))
+        found = [f"{name[:20]} {value:.2f}" for name, value in zip(targets, dices, strict=True)]
+        found = found[:_NAMES_BESIDE] + ["..."] * (len(found) > _NAMES_BESIDE)
+        labels.append("\n".join([title, f"Dice of this {words.image}:", *found]))
+    headings = ("image", "actual masks", "predicted masks", "missed", "wrong")
+    return _plot_image_rows(path, rows, headings, labels, _legend(targets))
 
 
 def _tight(h_pad: float) -> ConstrainedLayoutEngine:
@@ -316,6 +366,41 @@ def plot_per_patient(
         ax.grid(False, axis="y")
         figure.suptitle(title, fontsize=10, fontweight="bold")
         figure.legend(loc="outside lower center", ncols=2)
+        return _save(figure, path)
+
+
+def plot_targets_per_patient(
+    path: str | PathLike, names: Sequence[str], dices: Mapping[str, Sequence[float]], title: str
+) -> Path:
+    """One row a patient, sorted by the mean over the targets, with one dot a target, and the mean of each target.
+
+    ``names`` are those of the patients; ``dices`` maps the name of each target to its Dice, one value a patient.
+    ``title`` says which Dice it is.
+
+    Raises ValueError if the numbers of names and values differ, there is none, or a value is not in [0, 1].
+    """
+    values = np.array(list(dices.values()), float)
+    for name, of_target in dices.items():
+        _check_lengths(len(names), **{f"dices[{name!r}]": np.array(of_target)})
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"dices must be in [0, 1], got values from {values.min()} to {values.max()}")
+    order = np.argsort(values.mean(axis=0), kind="stable")  # ascending: the best patient ends up on top
+    rows = np.arange(len(names))
+    with matplotlib.rc_context(_STYLE):
+        columns = min(len(dices), 3)
+        below = 1.5 + 0.2 * (-(-len(dices) // columns) - 1)
+        figure = Figure(figsize=(_WIDTH, below + 0.26 * len(names)), layout="constrained")
+        ax = figure.add_subplot()
+        ax.hlines(rows, values.min(axis=0)[order], values.max(axis=0)[order], color="#C8C8C8", linewidth=1)
+        for (name, color), of_target in zip(_legend(list(dices)).items(), values, strict=True):
+            label = f"{name}, mean {of_target.mean():.3f}"
+            ax.plot(of_target[order], rows, "o", color=color, label=label, markersize=7, markeredgecolor="#555555")
+        ax.set(xlim=(0, 1.03), ylim=(-0.7, len(rows) - 0.3), xticks=np.linspace(0, 1, 11), xlabel="Dice")
+        ax.set_yticks(rows, [names[i] for i in order], fontsize=8)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(False, axis="y")
+        figure.suptitle(title, fontsize=10, fontweight="bold")
+        figure.legend(loc="outside lower center", ncols=columns)
         return _save(figure, path)
 
 

@@ -1,7 +1,7 @@
 """What a run leaves for people: its pictures, its figures and the table at its end."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,15 @@ from minunet.base.durable import json_text, write_text
 from minunet.data.batches import prepare_batch
 from minunet.data.normalize import Normalization
 from minunet.data.phantom import best_flair_threshold_dice
-from minunet.data.slices import LGG, SliceSet, Words
-from minunet.results.plots import plot_curves, plot_per_patient, plot_predictions, plot_samples
+from minunet.data.slices import IGNORE, LGG, SliceSet, Words
+from minunet.results.plots import (
+    plot_curves,
+    plot_per_patient,
+    plot_predictions,
+    plot_samples,
+    plot_target_predictions,
+    plot_targets_per_patient,
+)
 from minunet.results.prediction import resize_probabilities
 from minunet.training import metrics
 from minunet.training.config import TrainingConfig
@@ -32,14 +39,16 @@ def write_samples(folder: Path, slices: SliceSet, config: TrainingConfig, normal
         key=rng.Key(config.seed),
     )
     titles = [_title(slices, place) for place in chosen]
+    target = to_numpy(batch.target)
     plot_samples(
         folder / "samples.png",
         slices.images[chosen],
-        slices.masks[chosen],
+        slices.marked(np.array(chosen)),
         batch.x,
-        to_numpy(batch.target),
+        target[..., 1:] if slices.classes else target,  # without the background
         titles,
         slices.words,
+        () if slices.is_binary else slices.target_names(),
     )
 
 
@@ -58,21 +67,21 @@ def write_test(
 ) -> str:
     """``metrics.json``, ``predictions.png`` and ``per_patient.png`` of the test slices. Returns the table to print.
 
-    ``probabilities`` is (S, H, W, 1). ``own`` are the same slices at the size of their files, if that is another one:
-    masks are delivered at that size, so they are scored there, too. The entries of ``extra`` are added to
-    ``metrics.json``.
+    ``probabilities`` is (S, H, W, K), as the network gives them. ``own`` are the same slices at the size of their
+    files, if that is another one: masks are delivered at that size, so they are scored there, too. The entries of
+    ``extra`` are added to ``metrics.json``.
     """
     words = slices.words
-    scores = metrics.evaluate_masks(probabilities, slices.masks, slices.patients, extents=slices.extents)
-    found = {**extra, "test": scores.to_dict()}
-    lines = [metrics.format_report(scores, words)]
+    scores = _score(slices, probabilities)
+    found = {**extra, "test": scores.stored}
+    lines = [scores.table]
     if own is not None and _sizes(own) != _sizes(slices):
-        at_own_size = resized_to(own, slices, probabilities)
-        of_own = metrics.evaluate_masks(at_own_size, own.masks, own.patients, extents=own.extents)
-        found["test_at_own_size"] = of_own.to_dict()
-        pooled, mean = of_own.pooled.dice, of_own.per_patient.summary.dice.mean
-        lines.append(f"at the images' own size: Dice pooled {pooled:.3f}, mean per {words.group} {mean:.3f}")
-    if words.channels:
+        of_own = _score(own, resized_to(own, slices, probabilities))
+        found["test_at_own_size"] = of_own.stored
+        pooled, mean = of_own.pooled, of_own.summary.mean
+        what = "Dice" if slices.is_binary else "mean over the targets, Dice"
+        lines.append(f"at the images' own size: {what} pooled {pooled:.3f}, mean per {words.group} {mean:.3f}")
+    if words.channels and slices.is_binary:
         grey, of_grey = best_flair_threshold_dice(slices)
         normalized, of_normalized = best_flair_threshold_dice(slices, normalization)
         found["best_flair_threshold"] = {
@@ -83,17 +92,49 @@ def write_test(
         lines.append(f"for comparison, the best possible threshold on FLAIR: mean Dice per patient {best:.3f}")
     write_text(folder / "metrics.json", json_text(found))
 
-    patients = scores.per_patient
     title = f"Dice per {words.group} ({words.pooled}: all {words.image}s of a {words.group} counted together)"
-    interval = patients.summary.dice.mean_interval
-    plot_per_patient(folder / "per_patient.png", patients.names, patients.dice, interval, title)
-    ranked = [name for _, name in sorted(zip(patients.dice, patients.names, strict=True))]
+    if slices.is_binary:
+        interval = scores.summary.mean_interval
+        plot_per_patient(folder / "per_patient.png", scores.names, scores.dice, interval, title)
+    else:
+        plot_targets_per_patient(folder / "per_patient.png", scores.names, scores.by_target, title)
+    ranked = [name for _, name in sorted(zip(scores.dice, scores.names, strict=True))]
     cases = ranked[::-1] if len(ranked) < 6 else ranked[:-4:-1] + ranked[2::-1]  # the three best, the three worst
-    chosen = [_largest_tumour(slices, name) for name in cases]
+    chosen = np.array([_largest_tumour(slices, name) for name in cases])
     titles = [_title(slices, place) for place in chosen]
-    pictures = slices.images[chosen], slices.masks[chosen], probabilities[chosen]
-    plot_predictions(folder / "predictions.png", *pictures, titles, words=words)
+    path, images, actual = folder / "predictions.png", slices.images[chosen], slices.marked(chosen)
+    if slices.is_binary:
+        plot_predictions(path, images, actual, probabilities[chosen], titles, words=words)
+    else:
+        predicted = metrics.predicted_masks(probabilities[chosen], len(slices.classes))
+        if slices.classes:
+            predicted[slices.masks[chosen, ..., 0] == IGNORE] = 0  # nobody can say whether it is right
+        plot_target_predictions(path, images, actual, predicted, titles, slices.target_names(), words)
     return "\n".join(lines)
+
+
+class _Scored(NamedTuple):
+    """What is told of the scores of predictions; of several targets their mean, where nothing else is said."""
+
+    stored: dict[str, Any]  # as metrics.json has them
+    table: str
+    pooled: float | None  # the Dice of all pixels together
+    names: list[str]  # of the groups
+    dice: list[float]  # of each group
+    summary: metrics.Summary  # of these
+    by_target: dict[str, list[float]]  # the Dice of each group, by the name of the target
+
+
+def _score(slices: SliceSet, probabilities: np.ndarray) -> _Scored:
+    scores = metrics.evaluate_slices(probabilities, slices)
+    by_target = {name: target.per_patient.dice for name, target in scores.items()}
+    if slices.is_binary:
+        (one,) = scores.values()
+        groups, table = one.per_patient, metrics.format_report(one, slices.words)
+        return _Scored(one.to_dict(), table, one.pooled.dice, groups.names, groups.dice, groups.summary.dice, by_target)
+    mean, exclusive = metrics.mean_scores(scores), bool(slices.classes)
+    stored, table = metrics.scores_to_dict(scores, exclusive), metrics.format_targets(scores, exclusive, slices.words)
+    return _Scored(stored, table, mean.dice_pooled, mean.names, mean.dice, mean.summary, by_target)
 
 
 def _sizes(slices: SliceSet) -> list[tuple[int, int]]:
@@ -111,7 +152,7 @@ def resized_to(own: SliceSet, slices: SliceSet, probabilities: np.ndarray) -> np
 def _largest_tumour(slices: SliceSet, patient: str) -> int:
     """The patient's slice with the largest tumour; the middle one if there is none."""
     places = [place for place, name in enumerate(slices.patients) if name == patient]
-    area = slices.masks[places].sum(axis=(1, 2, 3), dtype=np.int64)
+    area = slices.marked(np.array(places)).sum(axis=(1, 2, 3), dtype=np.int64)
     return places[int(area.argmax())] if area.any() else places[len(places) // 2]
 
 
