@@ -139,12 +139,15 @@ def test_workers_leave_when_the_training_is_killed(tmp_path):
 def test_one_signal_ends_a_training_that_waits_for_a_stopped_worker(tmp_path, number):
     process, worker = training(tmp_path, "; import minunet.engines.cpu.member as m; m.LATE = 2")
     os.kill(worker, signal.SIGSTOP)
-    assert process.stderr.readline() == "\n"
-    assert process.stderr.readline().startswith(f"waiting for worker 1 (process {worker}) for 30 s; if it is stopped, ")
+    expected = f"waiting for worker 1 (process {worker}) for 30 s; if it is stopped, "
+    while not (line := process.stderr.readline()).startswith(expected):
+        # On a busy machine a worker that nobody has stopped may be late, too: the self-check's, say.
+        assert line == "\n" or line.startswith("waiting for worker 1 "), line
     process.send_signal(number)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number
-    assert err == "\nstopping after this step, once the state is saved; again to leave at once\n"
+    said = [line for line in err.splitlines() if line and not line.startswith("waiting for worker 1 ")]
+    assert said == ["stopping after this step, once the state is saved; again to leave at once"]
     assert "go on with: python" in out
     assert not alive(worker)
     saved = progress(tmp_path / "run")
