@@ -7,6 +7,9 @@ For each image, of any size, the folder receives NAME_mask.png (255 where the ne
 NAME_overlay.png (the same as a tint and an outline on the image), both as large as the image. The images are prepared
 as the checkpoint says that the training's were: those of one folder count as one volume, unless each image of the
 training was a group of its own.
+
+A network of classes writes the number of each pixel's class into NAME_mask.png, and shows it in its colour. One that
+was trained on several masks writes NAME_mask1.png, NAME_mask2.png and so on.
 """
 
 import os
@@ -19,8 +22,9 @@ from minunet import engines
 from minunet.base import cli
 from minunet.base.errors import UserError
 from minunet.data.images import MAX_PIXELS, find_volumes, shown
-from minunet.results.overlays import display_image, overlay
-from minunet.results.prediction import Predictor, write_png
+from minunet.data.slices import target_masks
+from minunet.results.overlays import display_image, overlay, overlay_targets
+from minunet.results.prediction import Predictor, Tiles, write_png
 from minunet.training.checkpoint import Weights
 
 
@@ -35,7 +39,12 @@ def main(arguments: list[str], program: str = "minunet predict") -> None:
     parser.add_argument(
         "--max-pixels", type=cli.positive_int, default=MAX_PIXELS, help=f"of the largest image ({MAX_PIXELS})"
     )
-    parser.add_argument("--threshold", type=cli.fraction, default=0.5, help="found is what is more probable (0.5)")
+    parser.add_argument(
+        "--threshold",
+        type=cli.fraction,
+        default=0.5,
+        help="found is what is more probable (0.5); not of classes",
+    )
     parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="averaged, or the last step's")
     cli.add_device_argument(parser)
     engines.add_engine_arguments(parser)
@@ -56,7 +65,8 @@ def main(arguments: list[str], program: str = "minunet predict") -> None:
     ) as predictor:
         if predictor.volume_of == "image":
             volumes = [[file] for files in volumes for file in files]
-        channels = predictor.net.config["out_channels"]
+        classes = predictor.classes
+        channels = 1 if classes else predictor.net.config["out_channels"]
         check_results(volumes, output, channels)
         prepared = [predictor.prepare(files) for files in volumes]
 
@@ -66,19 +76,51 @@ def main(arguments: list[str], program: str = "minunet predict") -> None:
                 if predictor.engine is not None and predictor.engine.reason not in (None, said):
                     said = predictor.engine.reason
                     print(f"engine: {predictor.engine.description}")
-                masks = np.empty((*image.shape[:2], channels), bool)
-                for place, probabilities in tiles:
-                    masks[place] = probabilities > options.threshold
+                masks = marked(tiles, image.shape[:2], channels, options.threshold, exclusive=bool(classes))
                 output.mkdir(parents=True, exist_ok=True)
                 step = -(-max(masks.shape) // OVERLAY_SIDE)
+                picture = display_image(image[::step, ::step], predictor.words)
                 for k, (mask_path, overlay_path) in enumerate(results(file, output, channels)):
                     mask = masks[..., k]
-                    write_png(mask_path, 255 * mask.astype("uint8"), overwrite=False)
-                    tinted = overlay(display_image(image[::step, ::step], predictor.words), mask[::step, ::step])
+                    write_png(mask_path, mask if classes else 255 * mask, overwrite=False)
+                    small = mask[::step, ::step]
+                    if classes:
+                        tinted = overlay_targets(picture, target_masks(small[..., None], len(classes)))
+                    else:
+                        tinted = overlay(picture, small)
                     write_png(overlay_path, tinted, overwrite=False)
-                    print(f"{shown(mask_path)}: {mask.sum()} of {mask.size} pixels of {shown(file)}")
+                    print(f"{shown(mask_path)}: {found(mask, k, predictor)} of {shown(file)}")
                 if step > 1:
                     print(f"{shown(overlay_path)}: reduced, one pixel in {step} along each side")
+
+
+def marked(tiles: Tiles, shape: tuple[int, ...], channels: int, threshold: float, *, exclusive: bool) -> np.ndarray:
+    """The masks (H, W, channels), uint8: of 0 and 1, or one mask of the numbers of ``exclusive`` classes.
+
+    The tiles of an image may come class by class, so that the probabilities of all classes are never together: of each
+    pixel the largest so far is kept.
+    """
+    masks = np.zeros((*shape, channels), np.uint8)
+    largest = np.full(shape, -1.0, np.float32) if exclusive else None
+    for (rows, columns, *which), probabilities in tiles:
+        ks = range(probabilities.shape[2]) if not which else range(which[0].start, which[0].stop)
+        for k, p in zip(ks, np.moveaxis(probabilities, -1, 0), strict=True):
+            if largest is None:
+                masks[rows, columns, k] = p > threshold
+            else:
+                masks[rows, columns, 0][p > largest[rows, columns]] = k
+                np.maximum(p, largest[rows, columns], out=largest[rows, columns])
+    return masks
+
+
+def found(mask: np.ndarray, k: int, predictor: Predictor) -> str:
+    """How much of a mask is marked, for the line about it."""
+    if not predictor.classes:
+        target = f"{predictor.words.targets[k]}, " if predictor.words.targets else ""
+        return f"{target}{mask.sum(dtype=np.int64)} of {mask.size} pixels"
+    counts = np.bincount(mask.ravel(), minlength=len(predictor.classes))
+    shares = (f"{number} {name} {counts[number] / mask.size:.1%}" for number, name in enumerate(predictor.classes))
+    return ", ".join(shares)
 
 
 #: An overlay is for eyes: a larger image's is reduced to at most so many pixels along a side.

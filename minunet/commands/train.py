@@ -18,9 +18,11 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from minunet import engines
 from minunet.base import cli
@@ -36,6 +38,7 @@ from minunet.data.slices import SliceSet
 from minunet.data.splits import split_by_file, split_by_patient, split_by_slice
 from minunet.engines import memory
 from minunet.network.layers import map_arrays
+from minunet.network.loss import Loss, SegmentationLoss, SoftmaxLoss
 from minunet.network.unet import UNet
 from minunet.summary import summary
 from minunet.training.checkpoint import Weights, load_metadata, load_net, load_weights
@@ -56,6 +59,7 @@ def main(arguments: list[str], program: str = "minunet train") -> None:
     device = cli.announce_device(options.device)
     preset = choose_preset(options, device)
     parts = read_data(options, preset)
+    preset = for_targets(preset, parts.train)
     net = make_network(preset, options.seed, parts.train, device)
     init = start_weights(net, preset, parts.train, options)
     needed = step_bytes(net, preset, device, options)
@@ -106,6 +110,19 @@ class Parts(NamedTuple):
     test: SliceSet
 
 
+def for_targets(preset: Preset, slices: SliceSet) -> Preset:
+    """The preset with the network's output and the loss that the masks ask for. For one mask it is as it was."""
+    loss, channels = preset.training.loss, len(slices.classes) or slices.masks.shape[3]
+    if slices.is_binary or not isinstance(loss, SegmentationLoss):
+        return preset
+    model: dict[str, Any] = {**preset.model, "out_channels": channels}
+    of_targets: Loss = replace(loss, over="class")
+    if slices.classes:
+        model["output"] = "softmax"
+        of_targets = SoftmaxLoss(loss.dice_weight, loss.bce_weight, loss.smooth)
+    return replace(preset, model=model, training=replace(preset.training, loss=of_targets))
+
+
 def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> UNet:
     """The network of the preset, on ``device``."""
     net = UNet(**preset.model, in_channels=train.images.shape[3], seed=seed)
@@ -115,7 +132,12 @@ def make_network(preset: Preset, seed: int, train: SliceSet, device: Device) -> 
     except ValueError as error:
         raise UserError(f"--train-only: {error}") from None
     size = summary(net, preset.image_size, preset.image_size)
-    print(f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward", flush=True)
+    said = f"network: {size.parameters:,} parameters, {size.flops / 1e9:.2f} GFLOP an image forward"
+    if not train.is_binary:
+        names = ", ".join(train.classes or train.target_names())
+        output = "a softmax over the classes" if train.classes else "a sigmoid for each mask, which may overlap:"
+        said += f"; {output} {names}; {type(preset.training.loss).__name__}"
+    print(said, flush=True)
     on_device: UNet = map_arrays(net, lambda array: to_device(array, device))
     return on_device
 
@@ -170,11 +192,12 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
 def of_data(slices: SliceSet) -> dict[str, Any]:
     """What a checkpoint notes of its data: which images a prediction may take, and what it calls them."""
     alone = len(slices.patient_names()) == len(slices)
-    return {
+    noted = {
         "kind": images.kind_of(slices.images[0])._asdict(),
         "words": asdict(slices.words),
         "volume": "image" if alone else "group",  # whose grey values are normalised together
     }
+    return {**noted, "classes": slices.classes} if slices.classes else noted
 
 
 def config_of(options: argparse.Namespace, preset: Preset, net: UNet, parts: Parts) -> dict[str, Any]:
@@ -316,9 +339,22 @@ def read_data(options: argparse.Namespace, preset: Preset) -> Parts:
         indices = split_by_slice(len(slices), options.seed)
     else:
         indices = split_by_patient(slices.patients, options.fold)
-    train, validation, test = slices.split(indices)
-    print(f"data: {describe(train)} to train, {describe(validation)} to validate, {describe(test)} to test", flush=True)
-    return Parts(train, validation, test)
+    parts = Parts(*slices.split(indices))
+    shares = (f"{describe(part)} to {what}" for what, part in zip(("train", "validate", "test"), parts, strict=True))
+    print(f"data: {', '.join(shares)}", flush=True)
+    for what, part in zip(("training", "validation", "test"), parts, strict=True):
+        if not part.is_binary and (unseen := never_marked(part)):
+            print(
+                f"warning: {what}: no {words.image} shows {', '.join(unseen)}; its figures say nothing of it",
+                flush=True,
+            )
+    return parts
+
+
+def never_marked(slices: SliceSet) -> list[str]:
+    """The targets that are on none of the slices."""
+    on_each = [slices.marked(index).any(axis=(0, 1)) for index in range(len(slices))]
+    return [name for name, on_any in zip(slices.target_names(), np.any(on_each, axis=0), strict=True) if not on_any]
 
 
 def describe(slices: SliceSet) -> str:

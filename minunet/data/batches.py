@@ -32,9 +32,10 @@ def epoch_order(slices: SliceSet, sampling: Sampling, count: int | None, key: rn
 
     ``sampling="shuffle"`` takes each slice once, in random order, before it takes any again. "tumour" draws a
     patient, each as likely as any other, and then one of its slices with a probability proportional to its
-    tumour area (that of all targets, if there are several) plus a floor, half of the patient's mean area: about every
-    fifth draw is then an empty slice, so that the network also learns what is no tumour. So patients with many slices
-    or large tumours do not rule.
+    tumour area plus a floor, half of the patient's mean area: about every fifth draw is then an empty slice, so
+    that the network also learns what is no tumour. So patients with many slices or large tumours do not rule.
+    Of several targets the areas are added, in units in which all are equally frequent: a large one does not hide a
+    small one.
     """
     generator = rng.generator(key._replace(stream=rng.SAMPLE))
     count = len(slices) if count is None else count
@@ -44,7 +45,9 @@ def epoch_order(slices: SliceSet, sampling: Sampling, count: int | None, key: rn
     assert sampling == "tumour", sampling
     patient = slices.patient_indices()
     patients = len(slices.patient_names())
-    area = slices.areas()
+    areas = slices.areas()
+    totals = areas.sum(axis=0)
+    area = (areas * (totals.mean() / np.maximum(totals, 1))).sum(axis=1)  # of one target: its area as it is
     slices_of = np.bincount(patient)
     area_of = np.bincount(patient, weights=area)
     floor = np.maximum(0.5 * area_of / slices_of, 1.0)  # a patient without tumour: each slice alike

@@ -41,7 +41,7 @@ GLIOSIS = (0.41, 0.73, 0.43)  # scars of the white matter, harmless, and bright 
 BLOOD = (0.20, 0.15, 0.95)  # takes up the contrast agent
 
 #: The classes of a mask with ``tissues=True``: parts of the drawing whose place is known to the pixel.
-TISSUES = ("background", "cerebrum", "ventricles", "tumour")
+TISSUES = ("background", "head", "cerebrum", "tumour")
 
 Field = Any  # an array, float32 (S, size, size): one number at each point of the head
 Points = tuple[Field, Field, Field]  # z (-1 neck ... 1 crown), y (-1 front ... 1 back), x (-1 ... 1 across)
@@ -166,7 +166,7 @@ def make_patient(seed: int, patient: int, size: int = 128, *, tissues: bool = Fa
     _paint_vessels(image, points, surface)
     tumour = _paint_tumour(rng, image, points, cerebrum, ventricles)
     # As they are painted: what comes later lies over what was there before.
-    layers = (cerebrum >= 0.5, (cerebrum >= 0.5) & (ventricles < 0), tumour >= 0.5) if tissues else (tumour >= 0.5,)
+    layers = (surface <= 1, cerebrum >= 0.5, tumour >= 0.5) if tissues else (tumour >= 0.5,)
     mask = np.zeros(tumour.shape, np.uint8)
     for number, layer in enumerate(layers, start=1):
         mask[layer] = number

@@ -215,10 +215,11 @@ class SliceSet:
         return target_masks(self.masks[index], len(self.classes))
 
     def areas(self) -> np.ndarray:
-        """How many pixels of each slice are marked, the targets together: int64 (S,)."""
+        """How many pixels of each target are marked on each slice: int64 (S, T)."""
         if not self.classes:
-            return self.masks.sum(axis=(1, 2, 3), dtype=np.int64)
-        return np.array([np.count_nonzero((mask > 0) & (mask != IGNORE)) for mask in self.masks], np.int64)
+            return self.masks.sum(axis=(1, 2), dtype=np.int64)
+        counts = [np.bincount(mask.ravel(), minlength=IGNORE + 1)[1 : len(self.classes)] for mask in self.masks]
+        return np.array(counts, np.int64).reshape(len(self), -1)
 
     def patient_names(self) -> tuple[str, ...]:
         """The patients' names, each once, in the order of their slices."""

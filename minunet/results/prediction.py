@@ -30,7 +30,7 @@ from minunet.base.errors import UserError
 from minunet.data.images import MAX_PIXELS, RGB, Kind, fitted, read_image, resize_image, shown
 from minunet.data.images import place as put
 from minunet.data.normalize import Normalization, VolumeStatistics
-from minunet.data.slices import LGG, SliceSet, Words
+from minunet.data.slices import LGG, SliceSet, Words, read_names
 from minunet.engines import memory
 from minunet.network.layers import map_arrays
 from minunet.network.loss import SegmentationLoss
@@ -69,6 +69,7 @@ class Predictor:
     kind: Kind = RGB  # of the images that it was trained on
     words: Words = LGG  # what its data set calls things
     volume_of: Literal["image", "group"] = "group"  # whose grey values are normalised together: as in the training
+    classes: tuple[str, ...] = ()  # of which each pixel has one, the background first; none: independent masks
     keep_ratio: bool = True  # a resized image keeps the ratio of its sides, and the rest of the square is padding
     max_pixels: int = MAX_PIXELS  # of an image that is read
     #: Builds an engine for so many images of a size (height, width) at a time; None: there is none but the plain path.
@@ -107,12 +108,7 @@ class Predictor:
             return engines.build(net, SegmentationLoss(), images, size, device, engine, precision, training=False)
 
         kind = _kind(metadata, net.config["in_channels"])
-        try:
-            words = Words.read(metadata.get("words"))
-        except ValueError as error:
-            raise UserError(
-                f"{shown(checkpoint)}: {error}, give a checkpoint that examples/train_lgg.py wrote"
-            ) from None
+        words, classes = _names(checkpoint, metadata, net)
         predictor = cls(
             net,
             normalization,
@@ -122,6 +118,7 @@ class Predictor:
             kind=kind,
             words=words,
             volume_of="image" if metadata.get("volume") == "image" else "group",
+            classes=classes,
             keep_ratio=keep_ratio,
             max_pixels=max_pixels,
             make_engine=make_engine,
@@ -266,6 +263,22 @@ def _kind(metadata: dict[str, Any], channels: int) -> Kind:
     """The kind of the images that a network was trained on: of 8 bits, unless its checkpoint says otherwise."""
     found = metadata.get("kind")
     return Kind(channels, 16 if isinstance(found, dict) and found.get("bits") == 16 else 8)
+
+
+def _names(checkpoint: str | PathLike, metadata: dict[str, Any], net: UNet) -> tuple[Words, tuple[str, ...]]:
+    """What the things of the data set are called, and the classes; numbered, if a network of classes has no names."""
+    channels, exclusive = net.config["out_channels"], net.config["output"] == "softmax"
+    try:
+        words, classes = Words.read(metadata.get("words")), read_names(metadata.get("classes", ()))
+        if exclusive and not classes:
+            classes = ("background", *(f"class {number}" for number in range(1, channels)))
+        if len(classes) != (channels if exclusive else 0):
+            raise ValueError(f"{len(classes)} classes do not fit a network with {channels} channels of this kind")
+        if words.targets and not exclusive and len(words.targets) != channels:
+            raise ValueError(f"{len(words.targets)} names do not fit a network for {channels} masks")
+    except ValueError as error:
+        raise UserError(f"{shown(checkpoint)}: {error}, give a checkpoint that examples/train_lgg.py wrote") from None
+    return words, classes
 
 
 def _preprocessing(

@@ -150,9 +150,13 @@ def resized_to(own: SliceSet, slices: SliceSet, probabilities: np.ndarray) -> np
 
 
 def _largest_tumour(slices: SliceSet, patient: str) -> int:
-    """The patient's slice with the largest tumour; the middle one if there is none."""
+    """The patient's slice with the largest tumour; the middle one if there is none.
+
+    Of several targets, each of which may be larger elsewhere, it is the slice with the largest shares of all of them.
+    """
     places = [place for place, name in enumerate(slices.patients) if name == patient]
-    area = slices.marked(np.array(places)).sum(axis=(1, 2, 3), dtype=np.int64)
+    areas = slices.marked(np.array(places)).sum(axis=(1, 2), dtype=np.int64)  # (slices, targets)
+    area = (areas / np.maximum(areas.sum(axis=0), 1)).sum(axis=1)
     return places[int(area.argmax())] if area.any() else places[len(places) // 2]
 
 

@@ -271,19 +271,22 @@ def test_each_target_has_its_mask():
     for place, index in enumerate((0, 4)):
         for k in (1, 2):
             np.testing.assert_array_equal(marked[place, ..., k - 1], slices.masks[index, ..., 0] == k)
-    assert slices.areas().tolist() == [int(np.isin(mask, (1, 2)).sum()) for mask in slices.masks]
+    assert slices.areas().tolist() == [[int((mask == k).sum()) for k in (1, 2)] for mask in slices.masks]
     binary = slice_set()
     np.testing.assert_array_equal(binary.marked(1), binary.masks[1])
-    assert binary.areas().tolist() == [int(mask.sum()) for mask in binary.masks]
+    assert binary.areas().tolist() == [[int(mask.sum())] for mask in binary.masks]
 
 
 def test_masks_of_several_channels_may_overlap():
     masks = np.ones((5, 4, 6, 2), np.uint8)
     assert slice_set(masks=masks).target_names() == ("foreground 1", "foreground 2")
     slices = slice_set(masks=masks, words=Words(targets=("road", "car")))
+    assert not slices.is_binary
+    assert slice_set().is_binary
+    assert not class_set().is_binary
     assert slices.target_names() == ("road", "car")
     assert slices.subset([1]).masks.shape == (1, 4, 6, 2)
-    assert slices.areas().tolist() == [48] * 5
+    assert slices.areas().tolist() == [[24, 24]] * 5
 
 
 @pytest.mark.parametrize(
