@@ -191,7 +191,7 @@ def train(data):
 def predict(net, x):
     """The probabilities of the network's pixels, and of the files' pixels: each with its mirror image, averaged."""
     logits = (net.forward(x, training=False)[0], net.forward(x[:, :, ::-1], training=False)[0][:, :, ::-1])
-    p = sum(map(sigmoid, logits)) / 2
+    p = (sum(map(sigmoid, logits)) / 2).astype("float32")
     p[:, ROWS:] = 0
     bands = [Image.fromarray(np.ascontiguousarray(band, "float32")) for band in p[:, :ROWS, :, 0]]
     own = [np.asarray(band.resize((24, 20), Image.Resampling.BILINEAR)) for band in bands]

@@ -189,7 +189,7 @@ def test_an_evaluation_in_tiles_is_that_of_the_whole_images():
 
 def test_an_evaluation_of_classes_in_tiles_is_that_of_the_whole_images():
     """Of two classes, whose indices are those of a mask."""
-    slices, loss = of_sizes(SIZES), SoftmaxLoss()
+    slices, loss = replace(of_sizes(SIZES), classes=("background", "tumour")), SoftmaxLoss()
     net, statistics = tiny_net(out_channels=2, output="softmax", dtype="float32"), NORMALIZATION.statistics(slices)
     found = evaluate(net, slices, statistics, loss, side=20)
     losses, tp, positive = [], 0, 0
