@@ -134,7 +134,7 @@ class Hooks:
     should_stop: Callable[[], bool] | None = None
     #: When everything of an epoch is written, with the progress, whose ``history[-1]`` is the epoch's row, and the
     #: network that was judged. If it returns True, fit returns. It may raise, too: ``last.npz`` is then the state after
-    #: that epoch, and ``resume`` goes on with the next one.
+    #: that epoch, and ``resume`` continues with the next one.
     after_epoch: Callable[[Progress, UNet], bool | None] | None = None
 
 
