@@ -171,7 +171,7 @@ def _plot_image_rows(
     side = (_WIDTH - 0.5) / len(headings)  # 0.5 inch for the labels
     height, width = rows[0][0].shape[:2]
     with matplotlib.rc_context(_STYLE):
-        columns = min(len(legend), 4)
+        columns = _columns(list(legend))
         below = 0.6 + 0.2 * (-(-len(legend) // columns) - 1)  # inches for the legend
         figure = Figure(figsize=(_WIDTH, len(rows) * side * height / width + below), layout=_tight(h_pad=0.03))
         axes = figure.subplots(len(rows), len(headings), squeeze=False)
@@ -186,6 +186,11 @@ def _plot_image_rows(
         handles = [Patch(facecolor=color, edgecolor=_edge(color), label=label) for label, color in legend.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         return _save(figure, path)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """In how many columns a legend goes below a figure: about 110 letters, with the marks, have room in a line."""
+    return max(1, min(len(labels), 4, 110 // (max(map(len, labels)) + 7)))
 
 
 def _edge(color: str) -> str:
@@ -387,13 +392,13 @@ def plot_targets_per_patient(
     order = np.argsort(values.mean(axis=0), kind="stable")  # ascending: the best patient ends up on top
     rows = np.arange(len(names))
     with matplotlib.rc_context(_STYLE):
-        columns = min(len(dices), 3)
-        below = 1.5 + 0.2 * (-(-len(dices) // columns) - 1)
+        legend = _legend([f"{name}, mean {np.mean(of_target):.3f}" for name, of_target in dices.items()])
+        columns = _columns(list(legend))
+        below = 1.5 + 0.2 * (-(-len(legend) // columns) - 1)
         figure = Figure(figsize=(_WIDTH, below + 0.26 * len(names)), layout="constrained")
         ax = figure.add_subplot()
         ax.hlines(rows, values.min(axis=0)[order], values.max(axis=0)[order], color="#C8C8C8", linewidth=1)
-        for (name, color), of_target in zip(_legend(list(dices)).items(), values, strict=True):
-            label = f"{name}, mean {of_target.mean():.3f}"
+        for (label, color), of_target in zip(legend.items(), values, strict=True):
             ax.plot(of_target[order], rows, "o", color=color, label=label, markersize=7, markeredgecolor="#555555")
         ax.set(xlim=(0, 1.03), ylim=(-0.7, len(rows) - 0.3), xticks=np.linspace(0, 1, 11), xlabel="Dice")
         ax.set_yticks(rows, [names[i] for i in order], fontsize=8)
