@@ -33,13 +33,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=200, help="random cases of each op (200)")
     examples = parser.parse_args(arguments).examples
-    print(f"{'':20}" + "".join(f"{name:>12}" for name in BOUNDS) + f"{'cases':>8}")
-    print(f"{'bound':20}" + "".join(f"{bound:12.0e}" for bound in BOUNDS.values()))
+    print(f"{'':22}" + "".join(f"{name:>12}" for name in BOUNDS) + f"{'cases':>8}")
+    print(f"{'bound':22}" + "".join(f"{bound:12.0e}" for bound in BOUNDS.values()))
     wrong = False
     for name, worst, cases in [*(of_op(op, examples) for op in OPS), of_networks(examples // 10)]:
         cells = [f"{worst[kind]:12.1e}" if kind in worst else f"{'':12}" for kind in BOUNDS]
         beyond = [kind for kind, error in worst.items() if not error <= BOUNDS[kind]]
-        print(f"{name:20}" + "".join(cells) + f"{cases:8}" + (f"  BEYOND: {', '.join(beyond)}" if beyond else ""))
+        print(f"{name:22}" + "".join(cells) + f"{cases:8}" + (f"  BEYOND: {', '.join(beyond)}" if beyond else ""))
         wrong |= bool(beyond) or cases == 0
     return 1 if wrong else 0
 

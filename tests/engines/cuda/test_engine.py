@@ -192,9 +192,10 @@ def test_images_and_parameters_are_only_read():
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("config", [{}, {"out_channels": 3, "output": "softmax"}], ids=["masks", "classes"])
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 8, 12), (3, 8, 12), (2, 5, 3), (1, 16, 4)])
-def test_any_batch_and_any_size_is_predicted_and_another_network(n, height, width):
-    net, other = network(), network(seed=1)
+def test_any_batch_and_any_size_is_predicted_and_another_network(n, height, width, config):
+    net, other = network(**config), network(seed=1, **config)
     x, _ = batch(net, n, height, width)
     with engine_for(net, 2, 8, 12) as engine:
         assert_close(engine.predict(x), net.predict(x), 1e-12)
