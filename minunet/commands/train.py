@@ -96,7 +96,8 @@ def main(arguments: list[str], program: str = "minunet train") -> None:
             again = f"{program} {shlex.join([f'--resume={folder}'])}"
             print(f"stopped in epoch {progress.epoch_number}; go on with: {images.shown(again)}")
         stop.exit_if_requested()
-        report.write_curves(folder, progress.history, progress.best_epoch, parts.train.words)
+        named = parts.train.words, parts.train.target_names()
+        report.write_curves(folder, progress.history, progress.best_epoch, *named)
         test(folder, parts.test, preset, device, options)
         files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
         print(f"everything lies in {images.shown(folder)}: {images.shown(', '.join(files))}")

@@ -395,11 +395,13 @@ def plot_targets_per_patient(
         legend = _legend([f"{name}, mean {np.mean(of_target):.3f}" for name, of_target in dices.items()])
         columns = _columns(list(legend))
         below = 1.5 + 0.2 * (-(-len(legend) // columns) - 1)
-        figure = Figure(figsize=(_WIDTH, below + 0.26 * len(names)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, below + (0.16 + 0.07 * len(dices)) * len(names)), layout="constrained")
         ax = figure.add_subplot()
-        ax.hlines(rows, values.min(axis=0)[order], values.max(axis=0)[order], color="#C8C8C8", linewidth=1)
-        for (label, color), of_target in zip(legend.items(), values, strict=True):
-            ax.plot(of_target[order], rows, "o", color=color, label=label, markersize=7, markeredgecolor="#555555")
+        ax.hlines(rows, 0, 1, color="#E5E5E5", linewidth=1)
+        shifts = np.linspace(0.3, -0.3, len(dices)) if len(dices) > 1 else [0]  # so that no dot hides another
+        for (label, color), of_target, shift in zip(legend.items(), values, shifts, strict=True):
+            dots = of_target[order], rows + shift
+            ax.plot(*dots, "o", color=color, label=label, markersize=5, markeredgecolor="#555555")
         ax.set(xlim=(0, 1.03), ylim=(-0.7, len(rows) - 0.3), xticks=np.linspace(0, 1, 11), xlabel="Dice")
         ax.set_yticks(rows, [names[i] for i in order], fontsize=8)
         ax.tick_params(axis="y", length=0)

@@ -1,5 +1,6 @@
 """What a run leaves for people: its pictures, its figures and the table at its end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +53,19 @@ def write_samples(folder: Path, slices: SliceSet, config: TrainingConfig, normal
     )
 
 
-def write_curves(folder: Path, history: list[dict[str, float]], best_epoch: int | None, words: Words = LGG) -> None:
-    """``curves.png``: loss and Dice over the epochs (from 1), training beside validation."""
-    plot_curves(folder / "curves.png", history, best_epoch, f"mean over {words.group}s, {words.pooled}")
+def write_curves(
+    folder: Path,
+    history: list[dict[str, float]],
+    best_epoch: int | None,
+    words: Words = LGG,
+    targets: Sequence[str] = (),
+) -> None:
+    """``curves.png``: loss and Dice over the epochs (from 1), training beside validation.
+
+    Of several ``targets`` the Dice is the mean over them, too.
+    """
+    over = f"{words.group}s" + (f" and {len(targets)} targets" if len(targets) > 1 else "")
+    plot_curves(folder / "curves.png", history, best_epoch, f"mean over {over}, {words.pooled}")
 
 
 def write_test(
