@@ -145,14 +145,25 @@ class SliceSet:
             seen.add(patient)
 
     @classmethod
-    def from_arrays(cls, images: ArrayLike, masks: ArrayLike, groups: Sequence[str] | None = None) -> "SliceSet":
+    def from_arrays(
+        cls,
+        images: ArrayLike,
+        masks: ArrayLike,
+        groups: Sequence[str] | None = None,
+        *,
+        classes: Sequence[str] = (),
+        targets: Sequence[str] = (),
+    ) -> "SliceSet":
         """Images and masks that are arrays already.
 
-        images  real numbers (S, H, W, C), any C, or (S, H, W); uint8, uint16 and float32 are taken as they are and are
-                not copied, all others become float32
-        masks   bool, or integers 0 and 1, (S, H, W, 1) or (S, H, W)
-        groups  the name of the group of each image (a patient, a field, a street), which a split keeps together; the
-                images of one group stand together. None: each image is a group of its own
+        images   real numbers (S, H, W, C), any C, or (S, H, W); uint8, uint16 and float32 are taken as they are and are
+                 not copied, all others become float32
+        masks    bool, or integers 0 and 1, (S, H, W, K) or (S, H, W); with classes integers, the number of each pixel's
+                 class, or IGNORE, (S, H, W, 1) or (S, H, W)
+        groups   the name of the group of each image (a patient, a field, a street), which a split keeps together; the
+                 images of one group stand together. None: each image is a group of its own
+        classes  the names of the classes of which each pixel has one, the background first
+        targets  what each of K masks marks, if there are several
 
         Raises ValueError as the constructor does, also for masks of another dtype.
 
@@ -160,6 +171,8 @@ class SliceSet:
         >>> slices = SliceSet.from_arrays(images, masks, ["anna", "anna", "ben"])
         >>> slices.images.dtype, slices.masks.shape, slices.patient_names()
         (dtype('float32'), (3, 8, 8, 1), ('anna', 'ben'))
+        >>> SliceSet.from_arrays(images, masks.astype(int), classes=("sky", "road", "car")).target_names()
+        ('road', 'car')
         """
         pixels, marks = (a[..., None] if a.ndim == 3 else a for a in (np.asarray(images), np.asarray(masks)))
         if pixels.dtype not in IMAGE_DTYPES:
@@ -168,19 +181,27 @@ class SliceSet:
             with np.errstate(over="ignore"):  # what is too large for float32 is found by the constructor
                 pixels = pixels.astype(np.float32)
         if marks.dtype.kind not in "biu":
-            raise ValueError(f"masks must be bool or integers 0 and 1, got {marks.dtype}; give masks > 0.5, say")
-        if marks.min(initial=0) < 0 or marks.max(initial=0) > 1:  # before uint8 makes 0 of 256
-            found = f"{marks.min()} to {marks.max()}"
-            raise ValueError(f"masks must hold 0 and 1 only, got {found}; give masks > 0, say")
-        if marks.shape != (*pixels.shape[:3], 1):
+            advice = "give the numbers of the classes" if classes else "give masks > 0.5, say"
             raise ValueError(
-                f"masks must be (S, H, W, 1) or (S, H, W), and images (S, H, W, C), channels last; "
+                f"masks must be bool or integers{'' if classes else ' 0 and 1'}, got {marks.dtype}; {advice}"
+            )
+        # Before uint8 makes 0 of 256; which of these numbers are classes, the constructor knows.
+        if marks.min(initial=0) < 0 or marks.max(initial=0) > (IGNORE if classes else 1):
+            found = f"{marks.min()} to {marks.max()}"
+            if classes:
+                raise ValueError(f"masks must hold the numbers of the classes, or {IGNORE} to ignore, got {found}")
+            advice = "give masks > 0, say, or the names of the classes, if these are their numbers"
+            raise ValueError(f"masks must hold 0 and 1 only, got {found}; {advice}")
+        if marks.ndim != 4 or marks.shape[:3] != pixels.shape[:3]:
+            raise ValueError(
+                f"masks must be (S, H, W, K) or (S, H, W), and images (S, H, W, C), channels last; "
                 f"got masks {marks.shape} and images {pixels.shape}"
             )
         numbers = tuple(range(len(pixels)))
         names = tuple(map(str, numbers if groups is None else groups))
         files = tuple(f"image {number}" for number in numbers)
-        return cls(pixels, marks.astype(np.uint8, copy=False), names, numbers, files)
+        words, labels = Words(targets=tuple(targets)), tuple(classes)
+        return cls(pixels, marks.astype(np.uint8, copy=False), names, numbers, files, words=words, classes=labels)
 
     @classmethod
     def unlabelled(cls, images: np.ndarray) -> "SliceSet":

@@ -223,6 +223,35 @@ def test_arrays_that_are_no_images_and_masks_are_refused(changes, message):
         SliceSet.from_arrays(**fields)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "int16"])
+def test_arrays_of_several_targets(dtype):
+    images = np.zeros((3, 4, 4), np.uint8)
+    classes = np.random.default_rng(0).choice(np.array([0, 1, 2, IGNORE], dtype), (3, 4, 4))
+    slices = SliceSet.from_arrays(images, classes, classes=["sky", "road", "car"])
+    np.testing.assert_array_equal(slices.masks[..., 0], classes)
+    assert slices.classes == ("sky", "road", "car")
+    masks = np.random.default_rng(0).integers(0, 2, (3, 4, 4, 2)).astype(dtype)
+    slices = SliceSet.from_arrays(images, masks, targets=["road", "car"])
+    np.testing.assert_array_equal(slices.masks, masks)
+    assert slices.target_names() == ("road", "car")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "or 255 to ignore, got -1 to 0"),
+        (256, "or 255 to ignore, got 0 to 256"),
+        (2, "0 to 1, or 255 for a pixel to be ignored, got 2"),
+        (0.5, "masks must be bool or integers, got float64; give the numbers of the classes"),
+    ],
+)
+def test_arrays_that_hold_no_classes_are_refused(value, message):
+    masks = np.zeros((3, 4, 4), int).astype(type(value))
+    masks[1, 1, 1] = value
+    with pytest.raises(ValueError, match=message):
+        SliceSet.from_arrays(np.zeros((3, 4, 4)), masks, classes=("sky", "road"))
+
+
 def test_a_checkpoint_keeps_the_words_of_its_data():
     words = Words(target="road")
     assert Words.read(json.loads(json.dumps(asdict(words)))) == words
