@@ -51,7 +51,7 @@ def main(arguments: list[str], program: str = "minunet evaluate") -> None:
         precision=options.precision,
     ) as predictor:
         slices = read(options, predictor)
-        print(verify.inspect(slices), flush=True)
+        print(verify.inspect(slices, grouped=True), flush=True)  # nothing is split here
         probabilities = predict(predictor, slices)
         normalization = predictor.normalization
     with run_folder(options.output, resume=False) as folder:
