@@ -182,9 +182,9 @@ def fit(
     Raises Diverged, naming epoch, step and files, when a loss or gradient is NaN or infinite (``last.npz`` is then
     the state before that epoch, or where the run was stopped in it), FolderLost if ``folder`` was deleted, moved or
     replaced in the meantime, UserError if there is nothing to resume, it belongs to another run, or
-    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's, if that is
-    of masks and the network's output of classes, or the reverse, or if ``config.train_only`` names a part that the
-    network does not have.
+    :func:`check_batches` refuses, and ValueError if the engine was built for another loss than the config's, if the
+    loss, the network's output and the data are not all of masks or all of classes, or if ``config.train_only`` names a
+    part that the network does not have.
     """
     if engine.loss != config.loss:
         raise ValueError(f"engine must be one for the config's loss, {config.loss}, got one for {engine.loss}")
@@ -192,6 +192,11 @@ def fit(
     if wanted is not None and engine.net.config["output"] != wanted:
         found = engine.net.config["output"]
         raise ValueError(f"the network must have output={wanted!r} for a {type(config.loss).__name__}, got {found!r}")
+    if classes := len(data.train.classes):
+        if type(config.loss) is SegmentationLoss:  # which would learn from the pixels that are to be ignored
+            raise ValueError(f"data of {classes} classes need a SoftmaxLoss and a network with output='softmax'")
+        if (channels := engine.net.config["out_channels"]) != classes:
+            raise ValueError(f"data of {classes} classes need a network with out_channels={classes}, got {channels}")
     trained = named(engine.net.parameters(), config.train_only)
     check_batches(engine.net, data.train, config)
     folder = Path(folder)

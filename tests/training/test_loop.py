@@ -433,6 +433,29 @@ def test_one_value_a_channel_is_refused_before_the_first_step(slices, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        (
+            SegmentationLoss(),
+            {"out_channels": 2},
+            "data of 2 classes need a SoftmaxLoss and a network with output='softm",
+        ),
+        (
+            SoftmaxLoss(),
+            {"out_channels": 3, "output": "softmax"},
+            "data of 2 classes need a network with out_channels=2",
+        ),
+    ],
+)
+def test_a_network_or_loss_that_does_not_fit_data_of_classes_is_refused(slices, tmp_path, loss, options, message):
+    """Else the pixels to be ignored would be learnt from as background."""
+    of_classes = [replace(part, classes=("background", "tumour")) for part in slices]
+    with pytest.raises(ValueError, match=message):
+        run(of_classes, tmp_path, replace(CONFIG, loss=loss), tiny_net(dtype="float32", **options))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("loss", "output", "words"),
     [
         (SegmentationLoss(), "softmax", "output='sigmoid' for a SegmentationLoss, got 'softmax'"),
