@@ -1,4 +1,4 @@
-"""Train a U-Net to find brain tumours on MR slices, or what your own images are marked for, and say how well it does.
+"""Train a U-Net to find brain tumours on MR slices, or what your own masks mark, and say honestly how well it does.
 
     minunet train                                  on synthetic patients, minutes on a laptop
     minunet train --data kaggle_3m --preset small  on LGG-MRI, on a laptop
